@@ -1,0 +1,77 @@
+"""What every backend promises. run.py knows this and nothing else about workers.
+
+A backend keeps workers; a lane is one function's way through it. Several lanes may be
+open at once, each used by one thread at a time, all from different threads.
+
+    lane = backend.open_lane(Call(fn))
+    lane.submit(Chunk(0, items))            never blocks
+    lane.wait_outcomes(timeout)             blocks until something of this lane finished
+    lane.close()                            nothing of this lane runs any more
+    backend.close()                         the workers end
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from plait.outcome import Call, Chunk, Finished
+
+__all__ = ["Backend", "Lane", "Traits"]
+
+
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """Facts about a backend."""
+
+    name: str
+    can_kill: bool = False  # a running task can be ended
+    shares_memory: bool = True  # items and results are not copied
+    takes_coroutines: bool = False  # runs coroutine functions, and only those
+    queue_depth: int = 1  # chunks that a worker may have at once: one running, the rest waiting
+
+
+class Lane(Protocol):
+    """One function's way through a backend."""
+
+    @property
+    def pending(self) -> int:
+        """How many chunks were submitted and have not finished."""
+        ...
+
+    def submit(self, chunk: Chunk) -> None:
+        """Give a chunk to the workers. Raises PoolClosed after the backend was closed."""
+        ...
+
+    def wait_outcomes(self, timeout: float | None = None) -> list[Finished]:
+        """Block until tasks of this lane finished, and return them.
+
+        Returns an empty list when nothing is pending or ``timeout`` seconds went by.
+        Raises WorkerStartError if workers cannot be had at all.
+        """
+        ...
+
+    def close(self) -> list[Finished]:
+        """Drop what has not started, see to it that nothing runs, return what finished."""
+        ...
+
+
+class Backend(Protocol):
+    """A kind of worker pool: it carries chunks to its workers."""
+
+    traits: Traits
+    max_workers: int
+
+    def open_lane(self, call: Call) -> Lane:
+        """Open a way for a function. Raises NotPicklable if it cannot travel."""
+        ...
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether new lanes can be opened: not closed, and its workers can be started."""
+        ...
+
+    def close(self) -> None:
+        """End the workers once their running tasks are done. May be called twice."""
+        ...

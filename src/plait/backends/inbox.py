@@ -1,0 +1,69 @@
+"""Where a lane's finished tasks arrive when threads of this process run them."""
+
+from __future__ import annotations
+
+import threading
+from queue import Empty, SimpleQueue
+
+from plait.errors import PlaitError
+from plait.outcome import Finished
+
+__all__ = ["Inbox"]
+
+
+class Inbox:
+    """Finished tasks on their way from workers to the one thread that waits for them.
+
+    Counts chunks: submitted, claimed by a worker, finished. A chunk that nobody claimed
+    before the inbox closed is never run; one that was claimed always finishes.
+    """
+
+    def __init__(self) -> None:
+        self._arrived: SimpleQueue[Finished | PlaitError] = SimpleQueue()
+        self._lock = threading.Lock()  # guards _claimed and is_closed
+        self._claimed = 0
+        self.is_closed = False
+        self.pending = 0  # only the waiting thread counts here, so it needs no lock
+
+    def claim(self) -> bool:
+        """Ask, as a worker, whether to run a chunk of this lane."""
+        with self._lock:
+            if not self.is_closed:
+                self._claimed += 1
+            return not self.is_closed
+
+    def put(self, arrived: Finished | PlaitError) -> None:
+        """Deliver finished tasks, or the error that there will be none."""
+        self._arrived.put(arrived)
+
+    def take(self, timeout: float | None = None) -> list[Finished]:
+        """Block until something arrives; empty when nothing is pending or time is up."""
+        if not self.pending:
+            return []
+        finished: list[Finished] = []
+        try:
+            arrived = self._arrived.get(timeout=timeout)
+            while True:
+                if isinstance(arrived, PlaitError):
+                    raise arrived
+                finished.append(arrived)
+                if arrived.is_last:
+                    self._count_down()
+                arrived = self._arrived.get_nowait()
+        except Empty:
+            return finished
+
+    def _count_down(self) -> None:
+        self.pending -= 1
+        with self._lock:
+            self._claimed -= 1
+
+    def close(self) -> list[Finished]:
+        """Let nothing new start, wait for what runs, and return it."""
+        with self._lock:
+            self.is_closed = True
+            self.pending = self._claimed
+        finished: list[Finished] = []
+        while self.pending:
+            finished += self.take()
+        return finished

@@ -1,0 +1,193 @@
+"""One function's way through a pool of processes: what its owner's thread does itself.
+
+Items are pickled and results unpickled here, by the thread that submits and waits, and
+never by whoever happens to drive the channels: that is the user's code (``__reduce__``,
+``__setstate__``), it may be slow or fail, and it is nobody else's business.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from plait import wire
+from plait.errors import NotPicklable, PlaitError, WorkerDied
+from plait.host import monotonic
+from plait.outcome import Call, Chunk, Finished, Stretch, Times, short
+from plait.wire_errors import load_error
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from plait.backends.messages import Results
+    from plait.backends.processes import ProcessBackend
+
+__all__ = ["Death", "Job", "ProcessLane", "Report"]
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """A chunk on its way: whose it is, its travelling form, and how much of it is done."""
+
+    lane: ProcessLane
+    chunk: Chunk
+    items: wire.Packed | tuple[wire.Packed, ...]
+    seq: int = 0
+    done: int = 0
+
+
+class Report(NamedTuple):
+    """Results of a job as they came from a worker."""
+
+    job: Job
+    done: int  # tasks of the job that were reported before
+    results: Results
+    worker: str
+    pid: int
+
+
+class Death(NamedTuple):
+    """The worker that had a job died; ``place`` is the task it was running, if it was any.
+
+    Where the tasks were sent together the guilty one is not known: they run again, apart.
+    """
+
+    job: Job
+    place: int | None
+    worker: str
+    pid: int
+    status: int | None
+
+
+class ProcessLane:
+    """Packs chunks for the workers and unpacks what they report."""
+
+    def __init__(self, backend: ProcessBackend, key: int, call: Call) -> None:
+        self.key = key
+        self.call = call
+        self.fn = wire.pack(call.fn, "function")
+        self.pending = 0
+        # The next three are guarded by the backend's lock.
+        self.inbox: deque[Report | Death] = deque()
+        self.arrived = threading.Condition(backend.lock)
+        self.is_closed = False
+        self._backend = backend
+        self._failed: list[Finished] = []  # tasks whose items could not be packed
+
+    def submit(self, chunk: Chunk) -> None:
+        """Pack a chunk and give it to the workers; items that cannot be packed fail here."""
+        self._backend.check_usable()
+        self.pending += 1
+        try:
+            items: Any = (
+                wire.pack(chunk.items)
+                if chunk.together
+                else tuple([wire.pack(item, "item") for item in chunk.items])
+            )
+        except NotPicklable:
+            self.pending -= 1
+            self._submit_what_packs(chunk)
+        else:
+            self._backend.enqueue(Job(self, chunk, items))
+
+    def _submit_what_packs(self, chunk: Chunk) -> None:
+        """Submit the stretches of a chunk between the items that cannot be packed."""
+        good: list[wire.Packed] = []
+        for place, item in enumerate([*chunk.items, None]):
+            error: NotPicklable | None = None
+            if place < len(chunk.items):
+                try:
+                    good.append(wire.pack(item, "item"))
+                    continue
+                except NotPicklable as caught:
+                    error = caught
+            if good:
+                start = place - len(good)
+                part = Chunk(chunk.first + start, chunk.items[start:place])
+                self.pending += 1
+                self._backend.enqueue(Job(self, part, tuple(good)))
+                good = []
+            if error is not None:
+                self.pending += 1
+                self._failed.append(_failed(chunk, place, error, "main", 0))
+
+    def wait_outcomes(self, timeout: float | None = None) -> list[Finished]:
+        """Block until tasks finished, driving the workers meanwhile."""
+        deadline = None if timeout is None else monotonic() + timeout
+        finished, self._failed = self._failed, []
+        self.pending -= len(finished)
+        while self.pending and not finished:
+            arrived = self._backend.wait(self, deadline)
+            if not arrived:
+                break
+            for entry in arrived:
+                finished += self._unpack(entry)
+        return finished
+
+    def close(self) -> list[Finished]:
+        """Drop what has not started; what runs gets a grace period, then its worker ends."""
+        finished: list[Finished] = []
+        for entry in self._backend.close_lane(self):
+            finished += self._unpack(entry)
+        self.pending = 0
+        return finished
+
+    def _unpack(self, entry: Report | Death) -> Iterator[Finished]:
+        if isinstance(entry, Death):
+            yield from self._settle_death(entry)
+            return
+        job, done, results, worker, pid = entry
+        self.pending -= results.is_last
+        if results.unread and not self.is_closed:
+            self.submit(job.chunk.rest(0))
+        elif results.count:
+            yield Finished.of(job.chunk, done, _unpack_results(results), worker, pid)
+
+    def _settle_death(self, death: Death) -> Iterator[Finished]:
+        """Fail the guilty task, and run again what was not reported."""
+        job, place = death.job, death.place
+        self.pending -= 1
+        if self.is_closed:
+            return
+        if place is None:
+            self.submit(job.chunk.rest(job.done))
+            return
+        item = short(job.chunk.items[place])
+        error = WorkerDied.of_task(
+            worker=death.worker,
+            pid=death.pid,
+            status=death.status,
+            index=job.chunk.first + place,
+            item=f"{_name(self.call.fn)}({item})",
+        )
+        yield _failed(job.chunk, place, error, death.worker, death.pid)
+        if place > job.done:  # ran, but the worker took the results with it
+            self.submit(Chunk(job.chunk.first + job.done, job.chunk.items[job.done : place]))
+        if place + 1 < len(job.chunk.items):
+            self.submit(job.chunk.rest(place + 1))
+
+
+def _name(fn: Any) -> str:
+    return getattr(fn, "__name__", None) or type(fn).__name__
+
+
+def _failed(chunk: Chunk, place: int, error: PlaitError, worker: str, pid: int) -> Finished:
+    stretch = Stretch([None], {0: error}, [Times(monotonic(), 0.0)])
+    return Finished.of(Chunk(chunk.first + place, [chunk.items[place]]), 0, stretch, worker, pid)
+
+
+def _unpack_results(results: Results) -> Stretch:
+    errors = {place: load_error(error) for place, error in results.errors.items()}
+    values: list[Any] = []
+    if isinstance(results.values, wire.Packed):
+        values = wire.load(results.values)
+    else:
+        for place, packed in enumerate(results.values):
+            try:
+                values.append(None if packed is None else wire.load(packed))
+            except Exception as error:  # noqa: BLE001  it is the user's class that failed
+                values.append(None)
+                errors[place] = NotPicklable.on_arrival("result", error)
+    return Stretch(values, errors, results.times, results.is_last)

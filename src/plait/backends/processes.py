@@ -1,0 +1,397 @@
+"""One child process per worker, each with a channel of its own.
+
+Nothing here runs in the background. Whoever waits drives: a thread that waits for its
+lane's outcomes reads the channels of all workers, hands the next chunks out, and leaves
+what it finds for other lanes in theirs. If several threads wait, one drives and the
+others sleep until something arrives for them or the driver leaves.
+
+A worker is always in one of these states; docs/design.md has the table:
+
+    starting -> ready -> (told to go) leaving -> ended
+                 a worker may end from any of them
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import selectors
+import socket
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from plait import wire
+from plait.backends.child import Launcher, ServerLauncher, SpawnLauncher
+from plait.backends.code_watch import CodeWatch
+from plait.backends.contract import Traits
+from plait.backends.messages import (
+    TOGETHER,
+    Context,
+    Forget,
+    Learn,
+    Ready,
+    Results,
+    Setup,
+    StartFailed,
+    StatusPage,
+    Work,
+)
+from plait.backends.process_lane import Death, Job, ProcessLane, Report
+from plait.errors import PlaitError, PoolClosed, WorkerStartError, death_text
+from plait.host import monotonic
+from plait.wire_errors import load_error
+
+if TYPE_CHECKING:
+    from plait.outcome import Call
+
+__all__ = ["ProcessBackend"]
+
+LAUNCHERS: dict[str, Callable[[], Launcher]] = {"server": ServerLauncher, "spawn": SpawnLauncher}
+
+# How long a task may go on after its result is not wanted any more.
+GRACE_S = 1.0
+# Workers that die before they are ready, one after the other, until that is called a failure.
+MOST_FALSE_STARTS = 3
+
+
+@dataclass(slots=True, eq=False)
+class _Worker:
+    """The parent's view of one worker process."""
+
+    number: int
+    channel: wire.Channel
+    page: StatusPage
+    jobs: deque[Job] = field(default_factory=deque)  # sent and not finished, the first is running
+    known: set[int] = field(default_factory=set)  # keys of functions that it has
+    last_seq: int = 0
+    is_ready: bool = False
+    is_leaving: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"process-{self.number}"
+
+
+class ProcessBackend:
+    """A pool of processes; they start when there is work for them."""
+
+    traits = Traits(name="processes", can_kill=True, shares_memory=False, queue_depth=2)
+
+    def __init__(
+        self,
+        max_workers: int,
+        initializer: Callable[[], object] | None = None,
+        start_method: str = "server",
+    ) -> None:
+        self.max_workers = max_workers
+        self._initializer = wire.pack(initializer, "initializer") if initializer else None
+        self.lock = threading.Lock()  # guards everything below
+        self._launcher = LAUNCHERS[start_method]()
+        self._selector = selectors.DefaultSelector()
+        self._workers: dict[int, _Worker] = {}
+        self._numbers = itertools.count(1)
+        self._keys = itertools.count(1)
+        self._backlog: deque[Job] = deque()
+        self._code = CodeWatch()
+        self._is_driven = False  # a thread is waiting in the selector
+        self._sleeping: set[threading.Condition] = set()  # of threads that wait for the driver
+        self._false_starts = 0
+        self._broken: PlaitError | None = None
+        self._bell, self._bell_end = socket.socketpair()
+        self._bell.setblocking(False)
+        self._selector.register(self._launcher, selectors.EVENT_READ)
+        self._selector.register(self._bell, selectors.EVENT_READ)
+
+    # --- What lanes ask for ----------------------------------------------------------
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether new lanes can be opened."""
+        return self._broken is None
+
+    def check_usable(self) -> None:
+        """Raise the reason why no work can be taken, if there is one."""
+        if self._broken is not None:
+            raise self._broken
+
+    def open_lane(self, call: Call) -> ProcessLane:
+        """Open a way for a function; workers that know an older version of it leave."""
+        self.check_usable()
+        lane = ProcessLane(self, next(self._keys), call)
+        with self.lock:
+            if self._code.changed(call.fn):
+                for worker in list(self._workers.values()):
+                    self._let_go(worker)
+        return lane
+
+    def enqueue(self, job: Job) -> None:
+        """Take a chunk, and send it if a worker is free for it."""
+        with self.lock:
+            self.check_usable()
+            self._backlog.append(job)
+            self._dispatch()
+
+    def wait(self, lane: ProcessLane, deadline: float | None) -> list[Report | Death]:
+        """Block until something arrived for a lane, driving the workers if nobody else does."""
+        with self.lock:
+            self._wait_until(lambda: bool(lane.inbox or self._broken), lane.arrived, deadline)
+            arrived = list(lane.inbox)
+            lane.inbox.clear()
+            if not arrived:
+                self.check_usable()
+            return arrived
+
+    def close_lane(self, lane: ProcessLane) -> list[Report | Death]:
+        """End what a lane has going, and return what arrived."""
+        with self.lock:
+            lane.is_closed = True
+            self._backlog = deque(job for job in self._backlog if job.lane is not lane)
+            self._end_jobs(lane)
+            for worker in self._workers.values():
+                if lane.key in worker.known:
+                    worker.known.discard(lane.key)
+                    self._send(worker, Forget(lane.key))
+            return list(lane.inbox)
+
+    def _end_jobs(self, lane: ProcessLane) -> None:
+        """Cancel the chunks of a lane; a worker that does not come to it in time is killed."""
+
+        def is_idle() -> bool:
+            return not self._busy_with(lane)
+
+        for worker in self._busy_with(lane):
+            for job in worker.jobs:
+                if job.lane is lane:
+                    worker.page.cancel(job.seq)
+        self._wait_until(is_idle, lane.arrived, monotonic() + GRACE_S)
+        for worker in self._busy_with(lane):
+            self._launcher.kill(worker.number)
+        self._wait_until(is_idle, lane.arrived, monotonic() + GRACE_S)
+
+    def _busy_with(self, lane: ProcessLane) -> list[_Worker]:
+        return [
+            worker
+            for worker in self._workers.values()
+            if any(job.lane is lane for job in worker.jobs)
+        ]
+
+    def close(self) -> None:
+        """Let the workers go, and end those that do not go."""
+        with self.lock:
+            if isinstance(self._broken, PoolClosed):
+                return
+            self._break(PoolClosed("This pool is closed; open a new one."))
+            for worker in list(self._workers.values()):
+                self._let_go(worker)
+            gone = threading.Condition(self.lock)
+            self._wait_until(lambda: not self._workers, gone, monotonic() + GRACE_S)
+            for worker in self._workers.values():
+                self._launcher.kill(worker.number)
+            self._wait_until(lambda: not self._workers, gone, monotonic() + GRACE_S)
+            for worker in self._workers.values():
+                worker.channel.close()
+            self._launcher.close()
+            self._selector.close()
+            self._bell.close()
+            self._bell_end.close()
+
+    # --- Who drives ------------------------------------------------------------------
+
+    def _wait_until(
+        self, is_done: Callable[[], bool], arrived: threading.Condition, deadline: float | None
+    ) -> None:
+        """Drive the workers until something is so, or sleep while another thread drives."""
+        try:
+            while not is_done():
+                left = None if deadline is None else deadline - monotonic()
+                if left is not None and left <= 0:
+                    return
+                if not self._is_driven:
+                    self._drive(left)
+                else:
+                    self._sleeping.add(arrived)
+                    arrived.wait(left)
+                    self._sleeping.discard(arrived)
+        finally:
+            # Whoever leaves wakes one sleeper to drive. If nobody did, all would sleep
+            # while results pile up in the channels.
+            if not self._is_driven and self._sleeping:
+                next(iter(self._sleeping)).notify()
+
+    def _drive(self, timeout: float | None) -> None:
+        """Wait for the next things to happen, without the lock, and handle them, with it."""
+        self._is_driven = True
+        self.lock.release()
+        try:
+            events = self._selector.select(timeout)
+        finally:
+            self.lock.acquire()
+            self._is_driven = False
+        for key, mask in events:
+            if isinstance(key.data, _Worker):
+                self._serve(key.data, mask)
+            elif key.fileobj is self._bell:
+                self._bell.recv(4096)
+        # Deaths come last: what a worker said before it died has been read by then, or is
+        # read in _bury, and counts.
+        for number, status in self._launcher.take_ended():
+            self._bury(self._workers[number], status)
+
+    def _watch(self, worker: _Worker) -> None:
+        """Have the selector wait for what this channel is waiting for."""
+        mask = selectors.EVENT_READ
+        if worker.channel.is_clogged:
+            mask |= selectors.EVENT_WRITE
+        try:
+            if self._selector.get_key(worker.channel).events == mask:
+                return
+            self._selector.modify(worker.channel, mask, worker)
+        except KeyError:
+            self._selector.register(worker.channel, mask, worker)
+        if self._is_driven:  # not every kind of selector notices by itself
+            self._bell_end.send(b"!")
+
+    # --- Workers ---------------------------------------------------------------------
+
+    def _start_worker(self) -> _Worker:
+        number = next(self._numbers)
+        worker = _Worker(number, *self._launcher.start(number))
+        self._workers[number] = worker
+        setup = Setup(
+            worker.name, Context.here(), sys.argv[:], dict(os.environ), self._initializer
+        )
+        self._send(worker, setup)
+        return worker
+
+    def _let_go(self, worker: _Worker) -> None:
+        """Let a worker end once it has finished what it has."""
+        worker.is_leaving = True
+        if not worker.jobs:
+            self._hang_up(worker)
+
+    def _hang_up(self, worker: _Worker) -> None:
+        with suppress(KeyError, ValueError):
+            self._selector.unregister(worker.channel)
+        worker.channel.close()
+
+    def _send(self, worker: _Worker, message: object) -> None:
+        if worker.channel.fileno() >= 0:
+            worker.channel.send(message)
+            self._watch(worker)
+
+    def _serve(self, worker: _Worker, mask: int) -> None:
+        if mask & selectors.EVENT_WRITE:
+            worker.channel.flush()
+            self._watch(worker)
+        if mask & selectors.EVENT_READ and worker.channel.fileno() >= 0:
+            try:
+                self._hear(worker, worker.channel.receive())
+            except EOFError:
+                self._selector.unregister(worker.channel)  # its end will be told, see child.py
+
+    def _hear(self, worker: _Worker, message: Any) -> None:
+        if isinstance(message, Results):
+            self._take_results(worker, message)
+        elif isinstance(message, Ready):
+            worker.is_ready = True
+            self._false_starts = 0
+        elif isinstance(message, StartFailed):
+            cause = load_error(message.error)
+            broken = WorkerStartError(f"The initializer failed in {worker.name}: {cause!r}")
+            broken.__cause__ = cause
+            self._break(broken)
+
+    def _take_results(self, worker: _Worker, results: Results) -> None:
+        job = worker.jobs[0]
+        self._deliver(job, Report(job, job.done, results, worker.name, self._pid(worker)))
+        job.done += results.count
+        if results.is_last:
+            worker.jobs.popleft()
+            if worker.is_leaving and not worker.jobs:
+                self._hang_up(worker)
+            self._dispatch()
+
+    def _bury(self, worker: _Worker, status: int | None) -> None:
+        """Settle the affairs of a worker that ended."""
+        if worker.channel.fileno() >= 0:
+            with suppress(EOFError):
+                while (message := worker.channel.receive()) is not None:
+                    self._hear(worker, message)
+        self._hang_up(worker)
+        del self._workers[worker.number]
+        if not worker.is_ready and not worker.is_leaving:
+            self._count_false_start(worker, status)
+        seq, place = worker.page.running()
+        for job in worker.jobs:
+            guilty = None
+            if not worker.page.is_shared:
+                guilty = job.done if job is worker.jobs[0] else None
+            elif job.seq == seq and job.done <= place != TOGETHER:
+                guilty = place
+            self._deliver(job, Death(job, guilty, worker.name, self._pid(worker), status))
+        self._launcher.pids.pop(worker.number, None)
+        self._dispatch()
+
+    def _count_false_start(self, worker: _Worker, status: int | None) -> None:
+        self._false_starts += 1
+        if self._initializer is not None or self._false_starts >= MOST_FALSE_STARTS:
+            self._break(
+                WorkerStartError(
+                    f"{worker.name} (pid {self._pid(worker)}) {death_text(status)} before it was "
+                    f"ready{' (in the initializer?)' if self._initializer else ''}. "
+                    "No worker can be started like this."
+                )
+            )
+
+    def _pid(self, worker: _Worker) -> int:
+        return self._launcher.pids.get(worker.number, 0)
+
+    def _break(self, error: PlaitError) -> None:
+        if self._broken is None or isinstance(error, PoolClosed):
+            self._broken = error
+        for arrived in self._sleeping:
+            arrived.notify()
+
+    # --- Chunks ----------------------------------------------------------------------
+
+    def _dispatch(self) -> None:
+        """Send waiting chunks to workers that have room."""
+        while self._backlog and self._broken is None:
+            worker = self._pick(self._backlog[0])
+            if worker is None:
+                return
+            self._assign(worker, self._backlog.popleft())
+
+    def _pick(self, job: Job) -> _Worker | None:
+        """Return the worker for a chunk: a free one, a new one, or one whose chunk is brief."""
+        staying = [worker for worker in self._workers.values() if not worker.is_leaving]
+        free = next((worker for worker in staying if not worker.jobs), None)
+        if free is not None:
+            return free
+        if len(staying) < self.max_workers:
+            return self._start_worker()
+        brief = (
+            worker
+            for worker in staying
+            if len(worker.jobs) < self.traits.queue_depth and worker.jobs[0].chunk.brief
+        )
+        return next(brief, None) if job.chunk.brief else None
+
+    def _assign(self, worker: _Worker, job: Job) -> None:
+        lane = job.lane
+        if lane.key not in worker.known:
+            worker.known.add(lane.key)
+            self._send(worker, Learn(lane.key, lane.call.style, lane.fn, Context.here()))
+        worker.last_seq += 1
+        job.seq = worker.last_seq
+        worker.jobs.append(job)
+        self._send(worker, Work(job.seq, lane.key, job.items))
+
+    def _deliver(self, job: Job, entry: Report | Death) -> None:
+        job.lane.inbox.append(entry)
+        job.lane.arrived.notify()

@@ -1,0 +1,164 @@
+"""What crosses between the two sides: a Chunk goes out, Finished tasks come back.
+
+An Outcome is one task's end as the user sees it. Inside, tasks travel by the chunk,
+so what comes back is a stretch of finished tasks; it is unfolded into Outcomes only
+for who wants to see them one by one (a map of a million squares never does).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["Call", "Chunk", "Finished", "Outcome", "Stretch", "Times", "short"]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The value or the error of one task.
+
+    Attributes:
+        index: position of its item in the input, from 0.
+        item: the item; a tuple of arguments where there were several iterables.
+        value: what the function returned (None if it raised).
+        error: what it raised, or None.
+        attempt: which try this was, from 1.
+        worker: who ran it, e.g. ``"process-2"``.
+        pid: the process it ran in.
+        started: when it began, in seconds of ``time.monotonic()``.
+        seconds: how long it took. Tasks too short to be timed one by one
+            share their chunk's time evenly.
+    """
+
+    index: int
+    item: Any
+    value: Any
+    error: BaseException | None
+    attempt: int
+    worker: str
+    pid: int
+    started: float
+    seconds: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether the task returned a value."""
+        return self.error is None
+
+    def unwrap(self) -> Any:
+        """Return the value, or raise the error."""
+        if self.error is not None:
+            raise self.error
+        return self.value
+
+
+class Call(NamedTuple):
+    """How a function is applied to an item: ``fn(item)``, ``fn(*item)`` or ``fn(*a, **kw)``.
+
+    ``style`` is "one", "star" or, where items are pairs of arguments and keywords, "full".
+    """
+
+    fn: Any
+    style: str = "one"
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Tasks sent together: ``items`` are those from index ``first`` on.
+
+    Tasks *together* are known to be tiny: one pickle carries them all and nothing is
+    noted in between. Tasks *apart* each have a pickle, a time and a mark of their own.
+    A *brief* chunk is expected to take milliseconds: it may wait at a worker behind another.
+    """
+
+    first: int
+    items: list[Any]
+    together: bool = False
+    brief: bool = False
+
+    def rest(self, done: int) -> Chunk:
+        """Return what remains after the first ``done`` tasks, to be run apart."""
+        return Chunk(self.first + done, self.items[done:])
+
+
+class Times(NamedTuple):
+    """When a task began (monotonic seconds) and how long it took (seconds)."""
+
+    started: float
+    seconds: float
+
+
+class Stretch(NamedTuple):
+    """Tasks of a chunk that have been run, as the far side tells it.
+
+    ``errors`` maps a place in ``values`` to the error there; ``times`` has one entry for
+    each task, or a single one for them all; ``is_last``: nothing more of the chunk comes.
+    """
+
+    values: list[Any]
+    errors: dict[int, BaseException]
+    times: list[Times]
+    is_last: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A stretch of finished tasks as the near side keeps it: from index ``first`` on."""
+
+    first: int
+    items: list[Any]
+    values: list[Any]
+    errors: dict[int, BaseException]
+    times: list[Times]
+    worker: str
+    pid: int
+    is_last: bool = True
+
+    @classmethod
+    def of(cls, chunk: Chunk, done: int, stretch: Stretch, worker: str, pid: int) -> Finished:
+        """Join a stretch with its items: ``done`` tasks of the chunk came before it."""
+        values, errors, times, is_last = stretch
+        items = chunk.items
+        if len(values) < len(items):
+            items = items[done : done + len(values)]
+        return cls(chunk.first + done, items, values, errors, times, worker, pid, is_last)
+
+    @property
+    def seconds(self) -> float:
+        """The time that the tasks took, added up."""
+        return sum(times.seconds for times in self.times)
+
+    def outcome(self, place: int) -> Outcome:
+        """Unfold one task."""
+        if len(self.times) == len(self.values):
+            started, seconds = self.times[place]
+        else:
+            seconds = self.times[0].seconds / len(self.values)
+            started = self.times[0].started + place * seconds
+        return Outcome(
+            index=self.first + place,
+            item=self.items[place],
+            value=self.values[place],
+            error=self.errors.get(place),
+            attempt=1,
+            worker=self.worker,
+            pid=self.pid,
+            started=started,
+            seconds=seconds,
+        )
+
+    def outcomes(self) -> Iterator[Outcome]:
+        """Unfold all tasks, in order."""
+        return map(self.outcome, range(len(self.values)))
+
+
+def short(item: object, limit: int = 60) -> str:
+    """Return a repr that fits into a sentence, whatever the object's own repr does."""
+    try:
+        text = repr(item)
+    except Exception as error:  # noqa: BLE001  a broken __repr__ must not hide the real error
+        text = f"<{type(item).__qualname__} whose repr raised {type(error).__name__}>"
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."

@@ -1,0 +1,106 @@
+"""The far side: run a chunk. The only place in plait that calls the user's function.
+
+Every backend ends here, in a thread, a process or the caller itself; only coroutines
+are awaited elsewhere (backends/asyncio_loop.py), and reported in the same form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import starmap
+from typing import Any
+
+from plait.host import monotonic
+from plait.outcome import Call, Stretch, Times
+
+__all__ = ["CATCH_ALL", "depth", "enter_worker", "invoke", "run_apart", "run_together"]
+
+# In a worker, whatever a task raises is that task's outcome: SystemExit and
+# KeyboardInterrupt too. The caller's own thread must stay interruptible, see serial.py.
+CATCH_ALL: tuple[type[BaseException], ...] = (BaseException,)
+
+# Results that took this long in all are sent before the next task starts: nobody waits
+# for the rest of a slow chunk, and a dying worker takes little with it.
+FLUSH_S = 0.001
+
+
+_depth = 0
+
+
+def enter_worker() -> None:
+    """Note that this process is a worker: what its tasks map runs inside them."""
+    global _depth  # noqa: PLW0603  a fact about the process, written once
+    _depth = 1
+
+
+def depth() -> int:
+    """Return 1 in a worker process, 0 elsewhere."""
+    return _depth
+
+
+def invoke(task: tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]) -> Any:
+    """Call a function that travels with its arguments: how an executor's tasks are run."""
+    fn, args, kwargs = task
+    return fn(*args, **kwargs)
+
+
+def run_apart(
+    call: Call,
+    items: Sequence[Any],
+    *,
+    load: Callable[[Any], Any] | None = None,
+    begin: Callable[[int], bool] = lambda _: True,
+    catch: tuple[type[BaseException], ...] = CATCH_ALL,
+    flush_s: float = FLUSH_S,
+) -> Iterator[Stretch]:
+    """Run tasks one by one, each timed, and yield what is done so far now and then.
+
+    ``load`` makes the item from its travelling form; if that raises, the task has
+    failed. ``begin`` hears the place of each task before it starts; False stops.
+    """
+    fn = call.fn
+    is_star = call.style == "star"
+    values: list[Any] = []
+    errors: dict[int, BaseException] = {}
+    times: list[Times] = []
+    unsent_since = monotonic()
+    for place, given in enumerate(items):
+        if not begin(place):
+            yield Stretch(values, errors, times)
+            return
+        value = None
+        started = monotonic()
+        try:
+            item = given if load is None else load(given)
+            value = fn(*item) if is_star else fn(item)
+        except catch as error:
+            errors[len(values)] = error
+        ended = monotonic()
+        values.append(value)
+        times.append(Times(started, ended - started))
+        is_last = place == len(items) - 1
+        if is_last or ended - unsent_since >= flush_s:
+            yield Stretch(values, errors, times, is_last)
+            values, errors, times = [], {}, []
+            unsent_since = monotonic()
+
+
+def run_together(
+    call: Call, items: list[Any], *, catch: tuple[type[BaseException], ...] = CATCH_ALL
+) -> Stretch:
+    """Run tiny tasks at the speed of ``list(map(fn, items))``, timed as one."""
+    apply = starmap if call.style == "star" else map
+    values: list[Any] = []
+    errors: dict[int, BaseException] = {}
+    rest = iter(items)
+    started = monotonic()
+    while len(values) < len(items):
+        try:
+            # extend() keeps what came before an error, so its length tells whose it is.
+            values.extend(apply(call.fn, rest))
+            if len(values) < len(items):  # to extend(), a StopIteration is the end, no error
+                raise StopIteration  # noqa: TRY301
+        except catch as error:  # noqa: PERF203  once for each error, not for each task
+            errors[len(values)] = error
+            values.append(None)
+    return Stretch(values, errors, [Times(started, monotonic() - started)])
