@@ -31,7 +31,7 @@ def cpu_count() -> int:
         allowed = len(os.sched_getaffinity(0))
     else:
         allowed = os.cpu_count() or 1
-    return max(1, min(allowed, math.ceil(_cgroup_cpus(_own_cgroups(), _CGROUP))))
+    return max(1, math.ceil(min(allowed, _cgroup_cpus(_own_cgroups(), _CGROUP))))
 
 
 def _own_cgroups() -> dict[str, str]:

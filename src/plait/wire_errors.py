@@ -91,7 +91,7 @@ def traceback_text(error: BaseException) -> str:
 
 def _without_own_frames(tb: TracebackType | None) -> TracebackType | None:
     first = tb
-    while tb is not None and tb.tb_frame.f_globals.get("__name__") == "plait.worker":
+    while tb is not None and tb.tb_frame.f_globals.get("__name__", "").startswith("plait."):
         tb = tb.tb_next
     return tb or first
 

@@ -98,6 +98,11 @@ class AsyncioBackend:
         thread.join()
         loop.close()
 
+    def abandon(self) -> None:
+        """In a forked child: the loop runs in the parent only."""
+        self.is_usable = False
+        self._thread = None
+
 
 class AsyncioLane:
     """One coroutine function's way through a loop."""
@@ -120,7 +125,7 @@ class AsyncioLane:
         """Hand a chunk to the loop."""
         if not self._backend.is_usable:
             raise PoolClosed("This pool is closed; open a new one.")
-        self.inbox.pending += 1
+        self.inbox.count(1)
         self._loop.call_soon_threadsafe(self._backend.spawn, self, chunk)
 
     async def run(self, chunk: Chunk, worker: str) -> None:
@@ -147,6 +152,10 @@ class AsyncioLane:
     def wait_outcomes(self, timeout: float | None = None) -> list[Finished]:
         """Block until tasks finished."""
         return self.inbox.take(timeout)
+
+    def wake(self) -> None:
+        """Have ``wait_outcomes`` return."""
+        self.inbox.put(None)
 
     def close(self) -> list[Finished]:
         """Cancel what runs, drop what does not, and wait until that is so."""

@@ -67,6 +67,8 @@ class Launcher(Protocol):
 
     def close(self) -> None: ...
 
+    def abandon(self) -> None: ...
+
 
 class _Server:
     """The fork server of this process; started at the first need, and again if it died."""
@@ -188,6 +190,8 @@ class ServerLauncher:
         """End what is left of the workers."""
         self._control.close()
 
+    abandon = close  # the server ends the workers when the last copy of its socket closes
+
 
 class SpawnLauncher:
     """Starts each worker as a fresh interpreter, with portable means only."""
@@ -276,5 +280,10 @@ class SpawnLauncher:
         """End what is left of the workers."""
         for number in list(self._processes):
             self.kill(number)
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Let go of the workers, in a forked child: they are the parent's."""
+        self._processes = {}
         self._bell.close()
         self._bell_end.close()

@@ -52,6 +52,10 @@ class Lane(Protocol):
         """
         ...
 
+    def wake(self) -> None:
+        """Have ``wait_outcomes``, in whatever thread, return soon, though with nothing."""
+        ...
+
     def close(self) -> list[Finished]:
         """Drop what has not started, see to it that nothing runs, return what finished."""
         ...
@@ -74,4 +78,8 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """End the workers once their running tasks are done. May be called twice."""
+        ...
+
+    def abandon(self) -> None:
+        """In a forked child of this process: the workers are the parent's, let them be."""
         ...

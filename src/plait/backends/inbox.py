@@ -19,11 +19,16 @@ class Inbox:
     """
 
     def __init__(self) -> None:
-        self._arrived: SimpleQueue[Finished | PlaitError] = SimpleQueue()
-        self._lock = threading.Lock()  # guards _claimed and is_closed
+        self._arrived: SimpleQueue[Finished | PlaitError | None] = SimpleQueue()
+        self._lock = threading.Lock()  # guards the three below
         self._claimed = 0
         self.is_closed = False
-        self.pending = 0  # only the waiting thread counts here, so it needs no lock
+        self.pending = 0
+
+    def count(self, chunks: int) -> None:
+        """Count chunks that were submitted (or, if negative, were not after all)."""
+        with self._lock:
+            self.pending += chunks
 
     def claim(self) -> bool:
         """Ask, as a worker, whether to run a chunk of this lane."""
@@ -32,8 +37,8 @@ class Inbox:
                 self._claimed += 1
             return not self.is_closed
 
-    def put(self, arrived: Finished | PlaitError) -> None:
-        """Deliver finished tasks, or the error that there will be none."""
+    def put(self, arrived: Finished | PlaitError | None) -> None:
+        """Deliver finished tasks, the error that there will be none, or None to wake up."""
         self._arrived.put(arrived)
 
     def take(self, timeout: float | None = None) -> list[Finished]:
@@ -46,6 +51,8 @@ class Inbox:
             while True:
                 if isinstance(arrived, PlaitError):
                     raise arrived
+                if arrived is None:
+                    return finished
                 finished.append(arrived)
                 if arrived.is_last:
                     self._count_down()
@@ -54,8 +61,8 @@ class Inbox:
             return finished
 
     def _count_down(self) -> None:
-        self.pending -= 1
         with self._lock:
+            self.pending -= 1
             self._claimed -= 1
 
     def close(self) -> list[Finished]:

@@ -69,17 +69,23 @@ class ProcessLane:
         self.call = call
         self.fn = wire.pack(call.fn, "function")
         self.pending = 0
-        # The next three are guarded by the backend's lock.
+        self._counting = threading.Lock()  # guards pending: one thread may submit, another wait
+        # The next four are guarded by the backend's lock.
+        self.is_woken = False
         self.inbox: deque[Report | Death] = deque()
         self.arrived = threading.Condition(backend.lock)
         self.is_closed = False
         self._backend = backend
         self._failed: list[Finished] = []  # tasks whose items could not be packed
 
+    def _count(self, chunks: int) -> None:
+        with self._counting:
+            self.pending += chunks
+
     def submit(self, chunk: Chunk) -> None:
         """Pack a chunk and give it to the workers; items that cannot be packed fail here."""
         self._backend.check_usable()
-        self.pending += 1
+        self._count(1)
         try:
             items: Any = (
                 wire.pack(chunk.items)
@@ -87,7 +93,7 @@ class ProcessLane:
                 else tuple([wire.pack(item, "item") for item in chunk.items])
             )
         except NotPicklable:
-            self.pending -= 1
+            self._count(-1)
             self._submit_what_packs(chunk)
         else:
             self._backend.enqueue(Job(self, chunk, items))
@@ -106,18 +112,18 @@ class ProcessLane:
             if good:
                 start = place - len(good)
                 part = Chunk(chunk.first + start, chunk.items[start:place])
-                self.pending += 1
+                self._count(1)
                 self._backend.enqueue(Job(self, part, tuple(good)))
                 good = []
             if error is not None:
-                self.pending += 1
+                self._count(1)
                 self._failed.append(_failed(chunk, place, error, "main", 0))
 
     def wait_outcomes(self, timeout: float | None = None) -> list[Finished]:
         """Block until tasks finished, driving the workers meanwhile."""
         deadline = None if timeout is None else monotonic() + timeout
         finished, self._failed = self._failed, []
-        self.pending -= len(finished)
+        self._count(-len(finished))
         while self.pending and not finished:
             arrived = self._backend.wait(self, deadline)
             if not arrived:
@@ -125,6 +131,10 @@ class ProcessLane:
             for entry in arrived:
                 finished += self._unpack(entry)
         return finished
+
+    def wake(self) -> None:
+        """Have ``wait_outcomes`` return."""
+        self._backend.wake(self)
 
     def close(self) -> list[Finished]:
         """Drop what has not started; what runs gets a grace period, then its worker ends."""
@@ -139,7 +149,7 @@ class ProcessLane:
             yield from self._settle_death(entry)
             return
         job, done, results, worker, pid = entry
-        self.pending -= results.is_last
+        self._count(-int(results.is_last))
         if results.unread and not self.is_closed:
             self.submit(job.chunk.rest(0))
         elif results.count:
@@ -148,7 +158,7 @@ class ProcessLane:
     def _settle_death(self, death: Death) -> Iterator[Finished]:
         """Fail the guilty task, and run again what was not reported."""
         job, place = death.job, death.place
-        self.pending -= 1
+        self._count(-1)
         if self.is_closed:
             return
         if place is None:

@@ -139,12 +139,22 @@ class ProcessBackend:
     def wait(self, lane: ProcessLane, deadline: float | None) -> list[Report | Death]:
         """Block until something arrived for a lane, driving the workers if nobody else does."""
         with self.lock:
-            self._wait_until(lambda: bool(lane.inbox or self._broken), lane.arrived, deadline)
+            self._wait_until(
+                lambda: bool(lane.inbox or lane.is_woken or self._broken), lane.arrived, deadline
+            )
+            lane.is_woken = False
             arrived = list(lane.inbox)
             lane.inbox.clear()
             if not arrived:
                 self.check_usable()
             return arrived
+
+    def wake(self, lane: ProcessLane) -> None:
+        """Have the thread that waits for a lane return from ``wait``."""
+        with self.lock:
+            lane.is_woken = True
+            lane.arrived.notify()
+            self._ring()
 
     def close_lane(self, lane: ProcessLane) -> list[Report | Death]:
         """End what a lane has going, and return what arrived."""
@@ -193,12 +203,22 @@ class ProcessBackend:
             for worker in self._workers.values():
                 self._launcher.kill(worker.number)
             self._wait_until(lambda: not self._workers, gone, monotonic() + GRACE_S)
-            for worker in self._workers.values():
-                worker.channel.close()
             self._launcher.close()
-            self._selector.close()
-            self._bell.close()
-            self._bell_end.close()
+            self._close_files()
+
+    def abandon(self) -> None:
+        """In a forked child: close the copies, which would keep the parent's workers waiting."""
+        self.lock = threading.Lock()  # another thread may have held the parent's
+        self._broken = PoolClosed("This pool belongs to the parent process; open a new one.")
+        self._launcher.abandon()
+        self._close_files()
+
+    def _close_files(self) -> None:
+        for worker in self._workers.values():
+            worker.channel.close()
+        self._selector.close()
+        self._bell.close()
+        self._bell_end.close()
 
     # --- Who drives ------------------------------------------------------------------
 
@@ -253,8 +273,13 @@ class ProcessBackend:
             self._selector.modify(worker.channel, mask, worker)
         except KeyError:
             self._selector.register(worker.channel, mask, worker)
-        if self._is_driven:  # not every kind of selector notices by itself
-            self._bell_end.send(b"!")
+        self._ring()  # not every kind of selector notices by itself
+
+    def _ring(self) -> None:
+        """Wake the thread that drives, if there is one."""
+        if self._is_driven:
+            with suppress(OSError):
+                self._bell_end.send(b"!")
 
     # --- Workers ---------------------------------------------------------------------
 

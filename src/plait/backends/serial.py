@@ -46,6 +46,9 @@ class SerialBackend:
         """Refuse what comes from now on."""
         self.is_usable = False
 
+    def abandon(self) -> None:
+        """Nothing is shared with the parent."""
+
 
 class SerialLane:
     """Chunks wait here until somebody waits for them."""
@@ -77,6 +80,9 @@ class SerialLane:
         if finished.is_last:
             self._running = None
         return [finished]
+
+    def wake(self) -> None:
+        """Nobody waits here, except for the running task."""
 
     def close(self) -> list[Finished]:
         """Drop what has not started; nothing runs while nobody waits."""

@@ -104,6 +104,11 @@ class ThreadBackend:
             if thread is not threading.current_thread():
                 thread.join()
 
+    def abandon(self) -> None:
+        """In a forked child: the threads exist in the parent only."""
+        self._is_closed = True
+        self._threads = []
+
 
 class ThreadLane:
     """One function's way through a pool of threads."""
@@ -120,8 +125,12 @@ class ThreadLane:
 
     def submit(self, chunk: Chunk) -> None:
         """Queue a chunk."""
-        self._backend.enqueue(self, chunk)
-        self.inbox.pending += 1
+        self.inbox.count(1)
+        try:
+            self._backend.enqueue(self, chunk)
+        except BaseException:
+            self.inbox.count(-1)
+            raise
 
     def run(self, chunk: Chunk, worker: str) -> None:
         """Run a chunk, as a worker, and deliver what finishes."""
@@ -140,6 +149,10 @@ class ThreadLane:
     def wait_outcomes(self, timeout: float | None = None) -> list[Finished]:
         """Block until tasks finished."""
         return self.inbox.take(timeout)
+
+    def wake(self) -> None:
+        """Have ``wait_outcomes`` return."""
+        self.inbox.put(None)
 
     def close(self) -> list[Finished]:
         """Drop what is queued and wait for what runs: a thread cannot be ended."""

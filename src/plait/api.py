@@ -1,0 +1,322 @@
+"""What a user can call. Arguments are checked here, once; what happens is in run.py."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sized
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from plait.errors import OptionError
+from plait.options import OptionArgs, Options
+from plait.outcome import Call, Finished, Outcome
+from plait.run import Run, is_coroutine
+
+if TYPE_CHECKING:
+    from typing import Unpack
+
+    from plait.backends import Backend
+
+__all__ = ["amap", "arun", "check", "imap", "map", "prepare", "run", "starmap", "values_of"]
+
+T = TypeVar("T")
+
+
+def map(  # noqa: A001  the name that Python gave it
+    fn: Callable[..., T], /, *iterables: Iterable[Any], **options: Unpack[OptionArgs]
+) -> list[T]:
+    """Call a function with every item, on the right kind of worker, and return the values.
+
+    Like ``list(builtins.map(fn, *iterables))``: values in the order of the input, with
+    several iterables one argument from each, up to the end of the shortest.
+
+    Args:
+        fn: the function; a coroutine function runs on asyncio. For worker processes it may
+            be a lambda, a closure, or defined in a script or notebook.
+        *iterables: the items.
+        **options: see ``plait.Options``.
+
+    Returns:
+        A list with one value per item (``ordered=False``: in the order of completion).
+
+    Raises:
+        The function's own exception, the first in the order of the input that is known
+        when the run stops; with ``on_error="finish"`` an ExceptionGroup of them all. Its
+        attribute ``plait_run`` is the Run with all that was finished.
+        OptionError, UnknownOption: before anything runs.
+
+    >>> import plait
+    >>> plait.map(pow, [2, 3], [5, 2])
+    [32, 9]
+    """
+    return _map(Call(fn, _style(iterables)), iterables, options)
+
+
+def starmap(
+    fn: Callable[..., T], tuples: Iterable[Iterable[Any]], /, **options: Unpack[OptionArgs]
+) -> list[T]:
+    """Call a function with every tuple of arguments, ``fn(*item)``, and return the values.
+
+    Everything else is as with ``map``.
+
+    >>> import plait
+    >>> plait.starmap(pow, [(2, 5), (3, 2)])
+    [32, 9]
+    """
+    return _map(Call(fn, "star"), (tuples,), options)
+
+
+def imap(
+    fn: Callable[..., T], /, *iterables: Iterable[Any], **options: Unpack[OptionArgs]
+) -> Iterator[T]:
+    """Like ``map``, but read the input as it is needed and yield values as they are ready.
+
+    Memory stays constant, however long the input: ``buffersize`` bounds how far the
+    input is read ahead and how many values wait unread. Closing the generator, or
+    dropping it, ends what still runs.
+
+    Args:
+        fn: the function.
+        *iterables: the items; endless ones are welcome.
+        **options: see ``plait.Options``; ``ordered=False`` yields in order of completion.
+
+    Raises:
+        As ``map``, when the value that failed is due. ``on_error="finish"`` leaves failed
+        tasks out and raises the ExceptionGroup at the end.
+
+    >>> import itertools, plait
+    >>> squares = plait.imap(lambda x: x * x, itertools.count())
+    >>> next(squares), next(squares), next(squares)
+    (0, 1, 4)
+    >>> squares.close()
+    """
+    checked = check(fn, options).with_order(ordered=True)
+    return values_of(prepare(Call(fn, _style(iterables)), iterables, checked), checked.on_error)
+
+
+def run(fn: Callable[..., Any], /, *iterables: Iterable[Any], **options: Unpack[OptionArgs]) -> Run:
+    """Return an iterator over the Outcome of every task; errors are outcomes, too.
+
+    Outcomes come in the order of completion, or with ``ordered=True`` in that of the
+    input. With ``on_error="raise"`` the first error ends the reading of the input.
+    An error of the input itself (a generator that raises) is raised after the outcomes
+    of all that was read before it.
+
+    >>> import plait
+    >>> for outcome in plait.run(lambda x: 1 / x, [1, 0, 4]):
+    ...     print(outcome.index, outcome.value if outcome.ok else repr(outcome.error))
+    0 1.0
+    1 ZeroDivisionError('division by zero')
+    2 0.25
+    """
+    checked = check(fn, {"on_error": "return", **options}).with_order(ordered=False)
+    return prepare(Call(fn, _style(iterables)), iterables, checked)
+
+
+async def amap(
+    fn: Callable[..., Any], /, *iterables: Iterable[Any], **options: Unpack[OptionArgs]
+) -> list[Any]:
+    """``map`` for asyncio programs: the event loop goes on while the work is done.
+
+    A coroutine function runs on the caller's own loop, any other function on workers.
+    Cancelling it ends what runs. The input is read, and the first tasks are measured,
+    in a helper thread.
+
+    >>> import asyncio, plait
+    >>> asyncio.run(plait.amap(abs, [-1, 2]))
+    [1, 2]
+    """
+    checked = check(fn, options).with_order(ordered=True)
+    made = _prepare_async(fn, iterables, checked, keeps=True)
+    try:
+        async for finished in _pump(made):
+            if finished.errors and checked.on_error == "raise":
+                break
+    except Exception as error:
+        _attach(error, made)
+        raise
+    return _listed(made, checked)
+
+
+async def arun(
+    fn: Callable[..., Any], /, *iterables: Iterable[Any], **options: Unpack[OptionArgs]
+) -> AsyncIterator[Outcome]:
+    """``run`` for asyncio programs: ``async for outcome in plait.arun(fn, items)``."""
+    checked = check(fn, {"on_error": "return", **options}).with_order(ordered=False)
+    async for finished in _pump(_prepare_async(fn, iterables, checked)):
+        for outcome in finished.outcomes():
+            yield outcome
+
+
+# --- From arguments to a Run -------------------------------------------------------------
+
+
+def check(fn: object, given: Any) -> Options:
+    """Check the function and the options against each other."""
+    if not callable(fn):
+        raise TypeError(f"plait needs a function to call, not {type(fn).__name__}: {fn!r}")
+    options = Options.of(given)
+    if is_coroutine(fn) and options.backend not in ("auto", "asyncio"):
+        raise OptionError("backend", options.backend, "'asyncio' or 'auto' for a coroutine function")
+    if options.backend == "asyncio" and not is_coroutine(fn):
+        allowed = "another one: 'asyncio' is for coroutine functions (async def), and this is none"
+        raise OptionError("backend", options.backend, allowed)
+    return options
+
+
+def prepare(
+    call: Call,
+    iterables: tuple[Iterable[Any], ...],
+    options: Options,
+    *,
+    backend: Backend | None = None,
+    keeps: bool = False,
+) -> Run:
+    """Make a Run over the items, the tuples of items if there are several iterables."""
+    for place, iterable in enumerate(iterables, 1):
+        if not isinstance(iterable, Iterable):
+            raise TypeError(f"the {_nth(place)} input is no iterable but {type(iterable).__name__}")
+    if not iterables:
+        raise TypeError("plait needs at least one iterable of items")
+    items = iterables[0] if len(iterables) == 1 else zip(*iterables, strict=False)
+    lengths = [len(iterable) for iterable in iterables if isinstance(iterable, Sized)]
+    total = min(lengths) if len(lengths) == len(iterables) else None
+    return Run(call, items, total, options, backend=backend, keeps=keeps)
+
+
+def _nth(place: int) -> str:
+    return {1: "first", 2: "second", 3: "third"}.get(place, f"{place}th")
+
+
+def _style(iterables: tuple[Iterable[Any], ...]) -> str:
+    return "one" if len(iterables) == 1 else "star"
+
+
+# --- From a Run to values ----------------------------------------------------------------
+
+
+def _map(call: Call, iterables: tuple[Iterable[Any], ...], given: Any) -> list[Any]:
+    options = check(call.fn, given).with_order(ordered=True)
+    made = prepare(call, iterables, options, keeps=True)
+    try:
+        made.collect()
+    except BaseException as error:  # Ctrl-C, too, carries what was finished
+        _attach(error, made)
+        raise
+    return _listed(made, options)
+
+
+def _listed(made: Run, options: Options) -> list[Any]:
+    """Return all values of a finished run, or raise what its errors ask for."""
+    stretches = made.finished()
+    values: list[Any] = []
+    errors: list[BaseException] = []
+    for finished in stretches:
+        place = len(values)
+        values += finished.values
+        errors += [finished.errors[key] for key in sorted(finished.errors)]
+        if options.on_error == "return":
+            for offset, error in finished.errors.items():
+                values[place + offset] = error
+    if errors and options.on_error == "raise":
+        raise _attach(errors[0], made)
+    if errors and options.on_error == "finish":
+        raise _attach(_group(errors, made), made)
+    return values
+
+
+def values_of(made: Run, on_error: str) -> Iterator[Any]:
+    """Yield the values of a run one by one, or raise what its errors ask for."""
+    errors: list[BaseException] = []
+    try:
+        for finished in made.stretches():
+            if not finished.errors:
+                yield from finished.values
+                continue
+            for outcome in finished.outcomes():
+                if outcome.error is None:
+                    yield outcome.value
+                elif on_error == "return":
+                    yield outcome.error
+                elif on_error == "finish":
+                    errors.append(outcome.error)
+                else:
+                    raise _attach(outcome.error, made)
+    except BaseException as error:
+        _attach(error, made)
+        raise
+    finally:
+        made.cancel()
+    if errors:
+        raise _attach(_group(errors, made), made)
+
+
+def _group(errors: list[BaseException], made: Run) -> BaseException:
+    return BaseExceptionGroup(f"{len(errors)} of {made.report.tasks} tasks failed", errors)
+
+
+def _attach(error: BaseException, made: Run) -> BaseException:
+    """Let an exception carry the run that it ends."""
+    try:
+        error.plait_run = made  # type: ignore[attr-defined]
+    except AttributeError:  # a class with slots; it cannot carry anything
+        pass
+    return error
+
+
+# --- From an asyncio program -------------------------------------------------------------
+
+
+def _prepare_async(
+    fn: Callable[..., Any],
+    iterables: tuple[Iterable[Any], ...],
+    options: Options,
+    *,
+    keeps: bool = False,
+) -> Run:
+    backend = None
+    if is_coroutine(fn):
+        import asyncio
+
+        from plait.backends.asyncio_loop import AsyncioBackend
+        from plait.plan import MOST_COROUTINES
+
+        workers = options.max_workers or MOST_COROUTINES
+        backend = AsyncioBackend(workers, loop=asyncio.get_running_loop())
+    return prepare(Call(fn, _style(iterables)), iterables, options, backend=backend, keeps=keeps)
+
+
+async def _pump(made: Run) -> AsyncIterator[Finished]:
+    """Iterate over a run in a helper thread; end it if the reader leaves."""
+    import asyncio
+    import threading
+
+    loop = asyncio.get_running_loop()
+    arrived: asyncio.Queue[Finished | BaseException | None] = asyncio.Queue()
+    has_room = threading.Semaphore(1)
+    has_left = threading.Event()
+    ended = asyncio.Event()
+
+    def iterate() -> None:
+        last: BaseException | None = None
+        try:
+            for finished in made.stretches():
+                has_room.acquire()
+                if has_left.is_set():
+                    break
+                loop.call_soon_threadsafe(arrived.put_nowait, finished)
+        except BaseException as error:  # noqa: BLE001  raised in the reader's thread
+            last = error
+        loop.call_soon_threadsafe(arrived.put_nowait, last)
+        loop.call_soon_threadsafe(ended.set)
+
+    threading.Thread(target=iterate, name="plait-pump", daemon=True).start()
+    try:
+        while (entry := await arrived.get()) is not None:
+            if isinstance(entry, BaseException):
+                raise entry
+            yield entry
+            has_room.release()
+    finally:
+        has_left.set()
+        has_room.release()
+        await asyncio.to_thread(made.cancel)
+        await ended.wait()

@@ -1,0 +1,79 @@
+"""How many tasks travel together. Pure: numbers in, numbers out.
+
+A chunk aims at a few milliseconds of work: long enough that sending it costs little
+beside it, short enough that nobody waits for it. Towards the end of a known input the
+chunks shrink with what remains, so that the workers finish at the same time (factoring:
+Hummel, Schonberg, Flynn, CACM 35(8), 1992).
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+__all__ = ["BRIEF_S", "ChunkSizer", "Size"]
+
+TARGET_S = 0.004
+"""Work in a chunk."""
+BRIEF_S = 0.020
+"""A chunk below this may wait at a worker behind another."""
+TINY_S = 0.000_05
+"""Tasks below this go together: one pickle, one time, nothing noted in between."""
+GROWTH = 8
+"""How much larger a chunk may be than the largest one whose time is known."""
+MOST_TASKS = 4096
+"""The largest chunk that "auto" makes."""
+MEMORY = 0.7
+"""What an old measurement keeps of its weight when a new one comes."""
+
+
+class Size(NamedTuple):
+    """What the next chunk is to be."""
+
+    tasks: int
+    together: bool
+    brief: bool
+
+
+class ChunkSizer:
+    """Sizes the chunks of one run from the times of its finished tasks."""
+
+    def __init__(
+        self,
+        chunksize: int | Literal["auto"],
+        workers: int,
+        task_s: float | None = None,
+        measured: int = 0,
+    ) -> None:
+        """Start from a sample of ``measured`` tasks that took ``task_s`` each, or from nothing."""
+        self._fixed = chunksize if chunksize != "auto" else None
+        self._workers = workers
+        self._measured = max(measured, 1)  # tasks in the largest chunk measured
+        self.task_s = task_s
+
+    def learn(self, tasks: int, seconds: float) -> None:
+        """Take in the time of finished tasks."""
+        mean = seconds / tasks
+        self._measured = max(self._measured, tasks)
+        self.task_s = mean if self.task_s is None else MEMORY * self.task_s + (1 - MEMORY) * mean
+
+    def next(self, remaining: int | None) -> Size:
+        """Size the next chunk; ``remaining`` tasks have not been sent (None: unknown).
+
+        >>> sizer = ChunkSizer("auto", workers=2, task_s=0.001, measured=5)
+        >>> sizer.next(remaining=1000).tasks
+        4
+        >>> sizer.next(remaining=8).tasks
+        2
+        """
+        tasks = self._fixed or self._auto(remaining)
+        if self.task_s is None:
+            return Size(tasks, together=False, brief=False)
+        return Size(tasks, self.task_s < TINY_S and tasks > 1, self.task_s * tasks < BRIEF_S)
+
+    def _auto(self, remaining: int | None) -> int:
+        if self.task_s is None:
+            return 1
+        tasks = min(TARGET_S / max(self.task_s, 1e-9), self._measured * GROWTH, MOST_TASKS)
+        if remaining is not None:
+            tasks = min(tasks, -(-remaining // (2 * self._workers)))
+        return max(int(tasks), 1)

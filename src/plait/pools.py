@@ -1,0 +1,131 @@
+"""Keep pools warm between calls, and let them go when nobody came for a while.
+
+Starting processes for each ``plait.map`` would cost more than many maps. Calls from
+several threads share a pool. One janitor thread, asleep until the next pool is due,
+closes what was idle for IDLE_S; the rest is closed at exit.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from plait.backends import Backend, open_backend
+from plait.host import monotonic
+
+if TYPE_CHECKING:
+    from plait.options import Options
+    from plait.plan import Plan
+
+__all__ = ["is_warm", "lease", "release"]
+
+IDLE_S = 30.0
+
+Key = tuple[str, int, str | None]
+
+
+@dataclass(slots=True)
+class _Warm:
+    """A pool and who uses it; one that is not kept takes no new users."""
+
+    key: Key
+    backend: Backend
+    users: int = 0
+    idle_since: float = 0.0
+    is_kept: bool = True
+
+
+class _Pools:
+    """The warm pools of this process, and the thread that lets them go."""
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition()  # guards the two below
+        self.warm: list[_Warm] = []
+        self.janitor: threading.Thread | None = None
+
+    def lease(self, plan: Plan, options: Options) -> Backend:
+        if plan.backend == "serial" or options.initializer is not None:
+            return open_backend(plan.backend, plan.max_workers, options)
+        key = (plan.backend, plan.max_workers, options.start_method)
+        with self.changed:
+            warm = next((warm for warm in self.warm if self._fits(warm, key)), None)
+            if warm is None:
+                warm = _Warm(key, open_backend(plan.backend, plan.max_workers, options))
+                self.warm.append(warm)
+                self._wake_janitor()
+            warm.users += 1
+            return warm.backend
+
+    def _fits(self, warm: _Warm, key: Key) -> bool:
+        return warm.key == key and warm.is_kept and warm.backend.is_usable
+
+    def release(self, backend: Backend, *, keep: bool) -> None:
+        with self.changed:
+            warm = next((warm for warm in self.warm if warm.backend is backend), None)
+            if warm is not None:
+                warm.users -= 1
+                warm.idle_since = monotonic()
+                warm.is_kept &= keep and backend.is_usable
+                if warm.is_kept or warm.users:
+                    return
+                self.warm.remove(warm)
+        backend.close()
+
+    def _wake_janitor(self) -> None:
+        if self.janitor is None:
+            self.janitor = threading.Thread(
+                target=self._let_go, name="plait-janitor", daemon=True
+            )
+            self.janitor.start()
+        self.changed.notify()
+
+    def _let_go(self) -> None:
+        while True:
+            with self.changed:
+                # A pool may wait up to twice its time: nobody wakes the janitor at each
+                # release, which would cost more than a small map.
+                self.changed.wait(IDLE_S if self.warm else None)
+                old = self._take_old()
+            for backend in old:
+                backend.close()
+
+    def _take_old(self) -> list[Backend]:
+        due = monotonic() - IDLE_S
+        old = [warm for warm in self.warm if not warm.users and warm.idle_since <= due]
+        self.warm = [warm for warm in self.warm if warm not in old]
+        return [warm.backend for warm in old]
+
+    def close(self) -> None:
+        with self.changed:
+            old, self.warm = self.warm, []
+        for warm in old:
+            warm.backend.close()
+
+    def abandon(self) -> None:
+        for warm in self.warm:
+            warm.backend.abandon()
+        self.__init__()  # type: ignore[misc]  # a new lock, too: another thread may have held it
+
+
+_pools = _Pools()
+atexit.register(_pools.close)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pools.abandon)
+
+
+def lease(plan: Plan, options: Options) -> Backend:
+    """Return a pool for a plan, a warm one if there is one; give it back with ``release``."""
+    return _pools.lease(plan, options)
+
+
+def release(backend: Backend, *, keep: bool) -> None:
+    """Give a pool back; ``keep`` it warm, or have it closed if something is wrong with it."""
+    _pools.release(backend, keep=keep)
+
+
+def is_warm(backend: str) -> bool:
+    """Whether a pool of that kind stands ready."""
+    return any(warm.key[0] == backend and warm.is_kept for warm in list(_pools.warm))

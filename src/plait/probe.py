@@ -1,0 +1,81 @@
+"""Measure the first tasks: run them here, where they are, and look at the clocks.
+
+Their results count, nothing is run twice. It stops after BUDGET_S, so that a short run
+is over before anything is chosen and a long one loses next to nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+from plait.backends.serial import CATCH
+from plait.chunks import TINY_S
+from plait.host import ThreadClock, read_thread_clock
+from plait.outcome import Call, Chunk, Finished
+from plait.plan import Sample
+from plait.worker import run_apart, run_together
+
+__all__ = ["Probe"]
+
+BUDGET_S = 0.02
+GROWTH = 4
+MOST_TASKS = 4096
+
+
+class Probe:
+    """Runs the first tasks of a call; ``finished`` has them, ``sample`` what they told."""
+
+    def __init__(self, call: Call, read: Callable[[int], list[Any]]) -> None:
+        """``read`` returns up to so many of the next items, none at the end."""
+        self._call = call
+        self._read = read
+        self._spent_s = 0.0
+        self._cpu_s = 0.0
+        self._awake_s = 0.0  # on a CPU or waiting for something, not for a free CPU
+        self._means: list[float] = []
+        self._size = 1
+        self.tasks = 0
+        self.is_exhausted = False
+
+    def step(self) -> Finished | None:
+        """Run some more of the first tasks; None when enough is known or nothing is left."""
+        if self._spent_s >= BUDGET_S or self.is_exhausted:
+            return None
+        items = self._read(self._size)
+        if not items:
+            self.is_exhausted = True
+            return None
+        before = read_thread_clock()
+        finished = self._run(Chunk(self.tasks, items))
+        self._note(before, read_thread_clock(), len(items))
+        return finished
+
+    def _run(self, chunk: Chunk) -> Finished:
+        if self._means and self._means[-1] < TINY_S:
+            stretch = run_together(self._call, chunk.items, catch=CATCH)
+        else:
+            (stretch,) = run_apart(self._call, chunk.items, catch=CATCH, flush_s=float("inf"))
+        return Finished.of(chunk, 0, stretch, worker="main", pid=os.getpid())
+
+    def _note(self, before: ThreadClock, after: ThreadClock, tasks: int) -> None:
+        wall, cpu, queued = (end - start for end, start in zip(after, before, strict=True))
+        on_machine = max(wall - queued, cpu, 1e-9)  # the time that a free machine had taken
+        self.tasks += tasks
+        self._spent_s += wall
+        self._cpu_s += cpu
+        self._awake_s += on_machine
+        self._means.append(on_machine / tasks)
+        growth = BUDGET_S / 4 / max(self._means[-1], 1e-9)
+        self._size = int(max(1, min(self._size * GROWTH, growth, MOST_TASKS)))
+
+    @property
+    def sample(self) -> Sample | None:
+        """What was measured, or None if there was no task at all."""
+        if not self.tasks:
+            return None
+        # The first call often pays for imports and caches: it is left out if there are others.
+        means = self._means[1:] or self._means
+        return Sample(self.tasks, statistics.median(means), min(1.0, self._cpu_s / self._awake_s))

@@ -1,0 +1,365 @@
+"""The loop: take the sample, choose, feed chunks, wait, and record what finished.
+
+All functions of api.py are views of a Run: ``map`` collects it, ``imap`` yields its
+values, ``run`` hands it out.
+"""
+
+from __future__ import annotations
+
+import heapq
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from itertools import islice
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from plait import pools, wire
+from plait.chunks import ChunkSizer
+from plait.errors import NotPicklable
+from plait.host import cpu_count, monotonic
+from plait.outcome import Call, Chunk, Finished, Outcome, short
+from plait.plan import Facts, Plan, choose
+from plait.probe import Probe
+from plait.progress import Show, show_progress
+from plait.report import Report
+from plait.worker import depth as worker_depth
+
+if TYPE_CHECKING:
+    from plait.backends import Backend, Lane
+    from plait.options import Options
+
+__all__ = ["Run", "is_coroutine"]
+
+# Reading the input this long at a time; then it is looked whether something finished.
+READ_S = 0.005
+# Where results are read as they come, so many chunks' worth of tasks may wait unread.
+UNREAD_CHUNKS = 4
+LEAST_UNREAD = 8  # for each worker
+
+
+class Run:
+    """One call of a function over many items: an iterator over its Outcomes.
+
+    Work is done while you iterate, or wait for it. Leaving the loop or the ``with``
+    block early leaves nothing running.
+
+    >>> import plait
+    >>> with plait.run(len, ["a", "bb"], backend="serial") as run:
+    ...     [outcome.value for outcome in run]
+    [1, 2]
+
+    Attributes:
+        plan: what was decided, and why (None until it was).
+        report: the run in numbers, up to now.
+    """
+
+    def __init__(
+        self,
+        call: Call,
+        items: Iterable[Any],
+        total: int | None,
+        options: Options,
+        *,
+        backend: Backend | None = None,
+        keeps: bool = False,
+    ) -> None:
+        """Prepare a run over ``items``, ``total`` of them if that is known.
+
+        ``backend`` is a pool to use; ``keeps`` is for who collects everything anyway.
+        """
+        self.plan: Plan | None = None
+        self.report = Report()
+        self._call = call
+        self._total = total
+        self._items = iter(items)
+        self._options = options
+        self._backend = backend
+        self._keeps = keeps
+        self._kept: dict[int, Finished] = {}  # by first index; what was not handed out
+        self._fed = 0
+        self._handed_out = 0
+        self._depth = 1  # chunks that a worker may have at once
+        self._feeds = True  # false once the input ended, an error stopped it, or it was cancelled
+        self._input_error: BaseException | None = None
+        self._lane: Lane | None = None
+        self._is_cancelled = False
+        self._show: Show | None = None
+        self._started = 0.0
+        self._stretches = self._run()
+        self._outcomes = self._iterate()
+
+    # --- What users see ----------------------------------------------------------------
+
+    def __iter__(self) -> Iterator[Outcome]:
+        return self
+
+    def __next__(self) -> Outcome:
+        return next(self._outcomes)
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.cancel()
+
+    def cancel(self) -> None:
+        """Stop: nothing new starts, what runs is ended (a thread: waited for).
+
+        May be called from any thread; where another one is iterating, that one ends it.
+        """
+        self._feeds = False
+        self._is_cancelled = True
+        try:
+            self._outcomes.close()
+            self._stretches.close()
+        except ValueError:  # the generator is running, in another thread
+            if self._lane is not None:
+                self._lane.wake()
+
+    @property
+    def outcomes(self) -> list[Outcome]:
+        """The outcomes that are known and were not handed out, in the order of the input."""
+        kept = [self._kept[first] for first in sorted(self._kept)]
+        return [outcome for finished in kept for outcome in finished.outcomes()]
+
+    def __repr__(self) -> str:
+        return f"<Run of {self._call.fn!r}: {self.report.tasks} done, {self.report.errors} failed>"
+
+    # --- What api.py uses --------------------------------------------------------------
+
+    def stretches(self) -> Iterator[Finished]:
+        """Yield finished stretches of tasks, in the order that the options ask for."""
+        stretches = _in_order(self._stretches) if self._options.ordered else self._stretches
+        for finished in stretches:
+            yield finished
+            self._handed_out += len(finished.values)
+            if not self._keeps:
+                del self._kept[finished.first]
+        if self._input_error is not None:
+            raise self._input_error
+
+    def collect(self) -> None:
+        """Run to the end, or to the first error that stops it."""
+        try:
+            for finished in self._stretches:
+                if finished.errors and self._options.on_error == "raise":
+                    break
+        finally:
+            self._stretches.close()
+        if self._input_error is not None:
+            raise self._input_error
+
+    def finished(self) -> list[Finished]:
+        """Return what finished and was not handed out, in the order that the options ask for."""
+        order = sorted(self._kept) if self._options.ordered else self._kept
+        return [self._kept[first] for first in order]
+
+    # --- The loop ----------------------------------------------------------------------
+
+    def _iterate(self) -> Iterator[Outcome]:
+        for finished in self.stretches():
+            yield from finished.outcomes()
+
+    def _run(self) -> Iterator[Finished]:
+        """Yield stretches as they finish; closing it ends what runs."""
+        self._started = monotonic()
+        with ExitStack() as stack:
+            title = getattr(self._call.fn, "__name__", "tasks")
+            self._show = stack.enter_context(
+                show_progress(self._options.progress, title, self._total)
+            )
+            stack.callback(self._stop_clock)
+            yield from self._take_sample()
+            if self.plan is None:
+                self.plan = self.report.plan = self._choose(None)
+            if self._feeds:
+                yield from self._work(self._open(stack), self.plan)
+
+    def _open(self, stack: ExitStack) -> Lane:
+        assert self.plan is not None
+        backend = self._backend
+        if backend is None:
+            options = self._options
+            if self.plan.sample and self.plan.backend == "serial":  # it ran before the sample
+                options = replace(options, initializer=None)
+            backend = pools.lease(self.plan, options)
+            stack.push(partial(_release, backend))
+        self._depth = backend.traits.queue_depth
+        self._lane = lane = backend.open_lane(self._call)
+        stack.callback(self._close_lane, lane)
+        return lane
+
+    def _close_lane(self, lane: Lane) -> None:
+        for finished in lane.close():
+            self._note(finished)
+
+    def _work(self, lane: Lane, plan: Plan) -> Iterator[Finished]:
+        sizer = ChunkSizer(
+            plan.chunksize,
+            plan.max_workers,
+            plan.sample.task_s if plan.sample else None,
+            plan.sample.tasks if plan.sample else 0,
+        )
+        while not self._is_cancelled:
+            is_full = self._feed(lane, sizer, plan.max_workers)
+            if not lane.pending and not self._feeds:
+                return
+            for finished in lane.wait_outcomes(None if is_full else 0.0):
+                sizer.learn(len(finished.values), finished.seconds)
+                self._note(finished)
+                yield finished
+
+    def _feed(self, lane: Lane, sizer: ChunkSizer, workers: int) -> bool:
+        """Submit what the workers can use now; False if reading took so long that we stopped."""
+        while self._feeds:
+            size = sizer.next(None if self._total is None else self._total - self._fed)
+            if lane.pending >= workers * (self._depth if size.brief else 1):
+                return True
+            room = self._room(size.tasks * workers * self._depth, workers)
+            if room <= 0:
+                return True
+            started = monotonic()
+            first = self._fed
+            items = self._read(min(size.tasks, room))
+            if items:
+                lane.submit(Chunk(first, items, size.together, size.brief))
+            if monotonic() - started > READ_S:
+                return False
+        return True
+
+    def _room(self, in_flight: int, workers: int) -> int:
+        """Return how many more tasks may be fed before results must be read."""
+        if self._keeps:
+            return in_flight
+        most = self._options.buffersize
+        if most == "auto":
+            most = max(UNREAD_CHUNKS * in_flight, LEAST_UNREAD * workers)
+        return most - (self._fed - self._handed_out)
+
+    def _read(self, count: int) -> list[Any]:
+        """Return up to ``count`` next items, fewer if the input is slow, none at its end."""
+        items: list[Any] = []
+        step = 1
+        until = monotonic() + READ_S
+        try:
+            while len(items) < count and self._feeds:
+                before = len(items)
+                items.extend(islice(self._items, min(step, count - before)))
+                if len(items) == before:
+                    self._feeds = False
+                if monotonic() > until:
+                    break
+                step *= 4
+        except Exception as error:  # noqa: BLE001  what was fed is finished first, then it is raised
+            self._input_error = error
+            self._feeds = False
+        self._fed += len(items)
+        return items
+
+    def _note(self, finished: Finished) -> None:
+        """Record what finished; for an error that stops the run, stop feeding."""
+        if not finished.values:  # the end of a chunk that was cancelled
+            return
+        self._kept[finished.first] = finished
+        self.report.add(finished)
+        self._stop_clock()
+        for place, error in finished.errors.items():
+            _add_note(error, self._call, finished.outcome(place))
+            if self._options.on_error == "raise":
+                self._feeds = False
+        if self._show is not None:
+            self._show(self.report.tasks, self._total)
+
+    def _stop_clock(self) -> None:
+        self.report.wall_s = monotonic() - self._started
+
+    # --- The choice --------------------------------------------------------------------
+
+    def _take_sample(self) -> Iterator[Finished]:
+        """Where the choice is ours, run the first tasks here and choose."""
+        is_open = self._options.backend == "auto" and self._backend is None
+        if not is_open or is_coroutine(self._call.fn):
+            return
+        if self._options.initializer is not None:
+            self._options.initializer(*self._options.initargs)
+        probe = Probe(self._call, self._read)
+        while self._feeds and (finished := probe.step()) is not None:
+            self._note(finished)
+            yield finished
+        self.plan = self.report.plan = self._choose(probe)
+
+    def _choose(self, probe: Probe | None) -> Plan:
+        if self._backend is not None:
+            traits = self._backend.traits
+            return Plan(
+                traits.name, self._backend.max_workers, self._options.chunksize, "it is open."
+            )
+        remaining = None if self._total is None else self._total - self._fed
+        facts = Facts(
+            cpus=cpu_count(),
+            is_coroutine=is_coroutine(self._call.fn),
+            is_nested=worker_depth() > 0,
+            sample=probe.sample if probe else None,
+            remaining=remaining if self._feeds else 0,
+            unpicklable=self._why_unpicklable() if probe and self._feeds else None,
+            is_warm=pools.is_warm("processes"),
+        )
+        return choose(self._options, facts)
+
+    def _why_unpicklable(self) -> str | None:
+        try:
+            wire.pack(self._call.fn, "function")
+        except NotPicklable as error:
+            return str(error)
+        return None
+
+
+def _release(
+    backend: Backend,
+    kind: type[BaseException] | None,
+    error: BaseException | None,
+    traceback: TracebackType | None,
+) -> None:
+    """Give a pool back; one whose work was interrupted midway is not used again."""
+    is_sound = kind is None or issubclass(kind, (Exception, GeneratorExit))
+    pools.release(backend, keep=is_sound)
+
+
+def is_coroutine(fn: Callable[..., Any]) -> bool:
+    """Whether calling ``fn`` gives something to await."""
+    while isinstance(fn, partial):
+        fn = fn.func
+    return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(
+        getattr(fn, "__call__", None)  # noqa: B004  an object whose __call__ is a coroutine function
+    )
+
+
+def _in_order(stretches: Iterator[Finished]) -> Iterator[Finished]:
+    """Hold back what came too early."""
+    early: list[tuple[int, Finished]] = []
+    due = 0
+    for stretch in stretches:
+        heapq.heappush(early, (stretch.first, stretch))
+        while early and early[0][0] == due:
+            _, ready = heapq.heappop(early)
+            due += len(ready.values)
+            yield ready
+
+
+def _add_note(error: BaseException, call: Call, outcome: Outcome) -> None:
+    name = getattr(call.fn, "__name__", None) or type(call.fn).__name__
+    star = "*" if call.style == "star" else ""
+    note = (
+        f"plait: task {outcome.index}, {name}({star}{short(outcome.item)}), "
+        f"attempt {outcome.attempt}, on {outcome.worker} (pid {outcome.pid})"
+    )
+    if note not in getattr(error, "__notes__", ()):
+        error.add_note(note)
