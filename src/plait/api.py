@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sized
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sized
+from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from plait.errors import OptionError
@@ -127,9 +128,10 @@ async def amap(
     checked = check(fn, options).with_order(ordered=True)
     made = _prepare_async(fn, iterables, checked, keeps=True)
     try:
-        async for finished in _pump(made):
-            if finished.errors and checked.on_error == "raise":
-                break
+        async with aclosing(_pump(made)) as stretches:
+            async for finished in stretches:
+                if finished.errors and checked.on_error == "raise":
+                    break
     except Exception as error:
         _attach(error, made)
         raise
@@ -138,12 +140,13 @@ async def amap(
 
 async def arun(
     fn: Callable[..., Any], /, *iterables: Iterable[Any], **options: Unpack[OptionArgs]
-) -> AsyncIterator[Outcome]:
+) -> AsyncGenerator[Outcome]:
     """``run`` for asyncio programs: ``async for outcome in plait.arun(fn, items)``."""
     checked = check(fn, {"on_error": "return", **options}).with_order(ordered=False)
-    async for finished in _pump(_prepare_async(fn, iterables, checked)):
-        for outcome in finished.outcomes():
-            yield outcome
+    async with aclosing(_pump(_prepare_async(fn, iterables, checked))) as stretches:
+        async for finished in stretches:
+            for outcome in finished.outcomes():
+                yield outcome
 
 
 # --- From arguments to a Run -------------------------------------------------------------
@@ -155,7 +158,9 @@ def check(fn: object, given: Any) -> Options:
         raise TypeError(f"plait needs a function to call, not {type(fn).__name__}: {fn!r}")
     options = Options.of(given)
     if is_coroutine(fn) and options.backend not in ("auto", "asyncio"):
-        raise OptionError("backend", options.backend, "'asyncio' or 'auto' for a coroutine function")
+        raise OptionError(
+            "backend", options.backend, "'asyncio' or 'auto' for a coroutine function"
+        )
     if options.backend == "asyncio" and not is_coroutine(fn):
         allowed = "another one: 'asyncio' is for coroutine functions (async def), and this is none"
         raise OptionError("backend", options.backend, allowed)
@@ -230,16 +235,14 @@ def values_of(made: Run, on_error: str) -> Iterator[Any]:
         for finished in made.stretches():
             if not finished.errors:
                 yield from finished.values
-                continue
-            for outcome in finished.outcomes():
-                if outcome.error is None:
-                    yield outcome.value
-                elif on_error == "return":
-                    yield outcome.error
-                elif on_error == "finish":
-                    errors.append(outcome.error)
-                else:
-                    raise _attach(outcome.error, made)
+            elif on_error == "finish":
+                errors += finished.errors.values()
+                yield from (outcome.value for outcome in finished.outcomes() if outcome.ok)
+            elif on_error == "return":
+                outcomes = finished.outcomes()
+                yield from (out.value if out.ok else out.error for out in outcomes)
+            else:
+                yield from (outcome.unwrap() for outcome in finished.outcomes())
     except BaseException as error:
         _attach(error, made)
         raise
@@ -255,10 +258,8 @@ def _group(errors: list[BaseException], made: Run) -> BaseException:
 
 def _attach(error: BaseException, made: Run) -> BaseException:
     """Let an exception carry the run that it ends."""
-    try:
+    with suppress(AttributeError):  # of a class that has no room for attributes
         error.plait_run = made  # type: ignore[attr-defined]
-    except AttributeError:  # a class with slots; it cannot carry anything
-        pass
     return error
 
 
@@ -284,7 +285,7 @@ def _prepare_async(
     return prepare(Call(fn, _style(iterables)), iterables, options, backend=backend, keeps=keeps)
 
 
-async def _pump(made: Run) -> AsyncIterator[Finished]:
+async def _pump(made: Run) -> AsyncGenerator[Finished]:
     """Iterate over a run in a helper thread; end it if the reader leaves."""
     import asyncio
     import threading

@@ -75,10 +75,11 @@ class NotPicklable(PlaitError):
     def on_arrival(cls, what: str, error: Exception) -> NotPicklable:
         """Tell of an object that was pickled on one side and could not be read on the other."""
         broken = cls.__new__(cls)
-        broken.args = (
+        text = (
             f"The {what} was pickled, but cannot be unpickled: {type(error).__name__}: {error}. "
-            "Give its class a __reduce__ or __setstate__ that works, or use backend='threads'.",
+            "Give its class a __reduce__ or __setstate__ that works, or use backend='threads'."
         )
+        broken.args = (text,)
         broken.path, broken.kind = what, type(error).__name__
         broken.__cause__ = error
         return broken

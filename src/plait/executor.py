@@ -20,7 +20,7 @@ from typing import Any, Literal, TypeVar
 from plait.api import check, prepare, values_of
 from plait.backends import Lane, open_backend
 from plait.chunks import BRIEF_S
-from plait.errors import OptionError, PoolClosed
+from plait.errors import OptionError, PlaitError, PoolClosed
 from plait.host import cpu_count, monotonic
 from plait.options import Options
 from plait.outcome import Call, Chunk, Finished
@@ -112,16 +112,25 @@ class Executor(concurrent.futures.Executor):
 
     def _send(self) -> None:
         """Give waiting tasks to the workers that have room."""
-        if self._lane is None:
-            self._lane = self._backend.open_lane(Call(invoke))
         is_brief = self._task_s is not None and self._task_s < BRIEF_S
         depth = self._backend.traits.queue_depth if is_brief else 1
-        while self._waiting and self._lane.pending < self._backend.max_workers * depth:
+        while self._waiting:
+            if self._lane and self._lane.pending >= self._backend.max_workers * depth:
+                return
             future, task = self._waiting.popleft()
             if future.set_running_or_notify_cancel():
-                index, self._count = self._count, self._count + 1
-                self._futures[index] = future
-                self._lane.submit(Chunk(index, [task], brief=is_brief))
+                self._send_one(future, task, is_brief=is_brief)
+
+    def _send_one(self, future: Future[Any], task: Any, *, is_brief: bool) -> None:
+        index, self._count = self._count, self._count + 1
+        try:
+            if self._lane is None:
+                self._lane = self._backend.open_lane(Call(invoke))
+            self._lane.submit(Chunk(index, [task], brief=is_brief))
+        except PlaitError as error:  # there are no workers
+            future.set_exception(error)
+        else:
+            self._futures[index] = future
 
     def _serve(self) -> None:
         """Read outcomes while there is something to wait for; end after the shutdown."""
@@ -166,7 +175,7 @@ class Executor(concurrent.futures.Executor):
 
     # --- map ---------------------------------------------------------------------------
 
-    def map(  # type: ignore[override]  # chunksize also takes "auto", and is that by default
+    def map(  # chunksize also takes "auto", and is that by default
         self,
         fn: Callable[..., T],
         *iterables: Iterable[Any],

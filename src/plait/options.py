@@ -173,8 +173,16 @@ FOREIGN = {
 
 # The design has these; this version does not yet, and says so rather than ignore them.
 PLANNED = (
-    "task_timeout timeout retries retry_on backoff max_tasks_per_child memory_limit journal resume"
-).split()
+    "backoff",
+    "journal",
+    "max_tasks_per_child",
+    "memory_limit",
+    "resume",
+    "retries",
+    "retry_on",
+    "task_timeout",
+    "timeout",
+)
 FOREIGN_PLANNED = {
     "timeout_per_task": "task_timeout",
     "worker_lifespan": "max_tasks_per_child",

@@ -138,7 +138,7 @@ def _workers(backend: str, facts: Facts) -> int:
     # Little's law: so many that, while the others wait, every CPU has one to run. A power
     # of two, so that the next map, measured a little differently, finds the same pool.
     needed = facts.cpus / max(facts.sample.cpu_share, 1 / MOST_THREADS)
-    return min(MOST_THREADS, 2 ** math.ceil(math.log2(max(needed, 2))))
+    return min(MOST_THREADS, 1 << math.ceil(math.log2(max(needed, 2))))
 
 
 def _task_text(sample: Sample) -> str:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import atexit
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from plait.options import Options
     from plait.plan import Plan
 
-__all__ = ["is_warm", "lease", "release"]
+__all__ = ["is_warm", "leased"]
 
 IDLE_S = 30.0
 
@@ -76,9 +78,7 @@ class _Pools:
 
     def _wake_janitor(self) -> None:
         if self.janitor is None:
-            self.janitor = threading.Thread(
-                target=self._let_go, name="plait-janitor", daemon=True
-            )
+            self.janitor = threading.Thread(target=self._let_go, name="plait-janitor", daemon=True)
             self.janitor.start()
         self.changed.notify()
 
@@ -116,14 +116,20 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_pools.abandon)
 
 
-def lease(plan: Plan, options: Options) -> Backend:
-    """Return a pool for a plan, a warm one if there is one; give it back with ``release``."""
-    return _pools.lease(plan, options)
-
-
-def release(backend: Backend, *, keep: bool) -> None:
-    """Give a pool back; ``keep`` it warm, or have it closed if something is wrong with it."""
-    _pools.release(backend, keep=keep)
+@contextmanager
+def leased(plan: Plan, options: Options) -> Iterator[Backend]:
+    """Give a pool for a plan, a warm one if there is one."""
+    backend = _pools.lease(plan, options)
+    is_sound = False
+    try:
+        yield backend
+        is_sound = True
+    except (Exception, GeneratorExit):
+        is_sound = True
+        raise
+    finally:
+        # Ctrl-C may have struck anywhere: a pool that was in use then is not used again.
+        _pools.release(backend, keep=is_sound)
 
 
 def is_warm(backend: str) -> bool:

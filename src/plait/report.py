@@ -53,7 +53,9 @@ class Report:
         return self.loop_s / self.wall_s if self.wall_s else 1.0
 
     def __str__(self) -> str:
-        basis = "predicted from the sample" if self.plan and self.plan.sample else "sum of the tasks"
+        basis = (
+            "predicted from the sample" if self.plan and self.plan.sample else "sum of the tasks"
+        )
         return "\n".join(
             (
                 f"plan      {self.plan or 'not decided'}",

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import heapq
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from itertools import islice
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from plait import pools, wire
 from plait.chunks import ChunkSizer
@@ -99,7 +99,7 @@ class Run:
     def __next__(self) -> Outcome:
         return next(self._outcomes)
 
-    def __enter__(self) -> Run:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -164,11 +164,11 @@ class Run:
 
     # --- The loop ----------------------------------------------------------------------
 
-    def _iterate(self) -> Iterator[Outcome]:
+    def _iterate(self) -> Generator[Outcome]:
         for finished in self.stretches():
             yield from finished.outcomes()
 
-    def _run(self) -> Iterator[Finished]:
+    def _run(self) -> Generator[Finished]:
         """Yield stretches as they finish; closing it ends what runs."""
         self._started = monotonic()
         with ExitStack() as stack:
@@ -190,8 +190,7 @@ class Run:
             options = self._options
             if self.plan.sample and self.plan.backend == "serial":  # it ran before the sample
                 options = replace(options, initializer=None)
-            backend = pools.lease(self.plan, options)
-            stack.push(partial(_release, backend))
+            backend = stack.enter_context(pools.leased(self.plan, options))
         self._depth = backend.traits.queue_depth
         self._lane = lane = backend.open_lane(self._call)
         stack.callback(self._close_lane, lane)
@@ -239,10 +238,9 @@ class Run:
         """Return how many more tasks may be fed before results must be read."""
         if self._keeps:
             return in_flight
-        most = self._options.buffersize
-        if most == "auto":
-            most = max(UNREAD_CHUNKS * in_flight, LEAST_UNREAD * workers)
-        return most - (self._fed - self._handed_out)
+        asked = self._options.buffersize
+        auto = max(UNREAD_CHUNKS * in_flight, LEAST_UNREAD * workers)
+        return (asked if isinstance(asked, int) else auto) - (self._fed - self._handed_out)
 
     def _read(self, count: int) -> list[Any]:
         """Return up to ``count`` next items, fewer if the input is slow, none at its end."""
@@ -320,17 +318,6 @@ class Run:
         except NotPicklable as error:
             return str(error)
         return None
-
-
-def _release(
-    backend: Backend,
-    kind: type[BaseException] | None,
-    error: BaseException | None,
-    traceback: TracebackType | None,
-) -> None:
-    """Give a pool back; one whose work was interrupted midway is not used again."""
-    is_sound = kind is None or issubclass(kind, (Exception, GeneratorExit))
-    pools.release(backend, keep=is_sound)
 
 
 def is_coroutine(fn: Callable[..., Any]) -> bool:

@@ -10,6 +10,7 @@ exception that cannot be pickled must not surprise the side that waits for it.
 from __future__ import annotations
 
 import traceback
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from plait import wire
@@ -120,7 +121,7 @@ def _pack_body(exc: BaseException, *, is_group: bool) -> wire.Packed | None:
     if dropped:
         note = f"plait: left behind, because it cannot be pickled: {', '.join(dropped)}"
         state["__notes__"] = [*state.get("__notes__", []), note]
-    return _try_pack(_Pieces(type(exc), args, state), None if is_group else exc)
+    return _try_pack(_Pieces(type(exc), args, state), None if is_group else exc, dropped)
 
 
 class _Pieces(NamedTuple):
@@ -131,24 +132,26 @@ class _Pieces(NamedTuple):
     state: dict[str, Any]
 
 
-def _try_pack(body: object, original: BaseException | None) -> wire.Packed | None:
+def _try_pack(
+    body: object, original: BaseException | None, dropped: Sequence[str] = ()
+) -> wire.Packed | None:
     """Pickle, load again, and keep the pickle only if the result is what went in."""
     try:
         packed = wire.pack(body, "error")
         copy = wire.load(packed)
-        if original is not None and not _is_alike(_build(copy), original):
+        if original is not None and not _is_alike(_build(copy), original, dropped):
             return None
     except Exception:  # noqa: BLE001  whatever goes wrong: this way is closed
         return None
     return packed
 
 
-def _is_alike(copy: object, original: BaseException) -> bool:
+def _is_alike(copy: object, original: BaseException, dropped: Sequence[str]) -> bool:
     return (
         type(copy) is type(original)
         and str(copy) == str(original)
-        and len(copy.args) == len(original.args)  # type: ignore[attr-defined]
-        and set(vars(original)) - set(vars(copy)) <= {"__notes__"}
+        and len(copy.args) == len(original.args)
+        and set(vars(original)) - set(vars(copy)) == set(dropped)
     )
 
 
@@ -195,7 +198,9 @@ def _travels(value: object) -> bool:
 
 def _type_name(exc: BaseException) -> str:
     cls = type(exc)
-    return cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
+    return (
+        cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
+    )
 
 
 def _text(exc: BaseException) -> str:

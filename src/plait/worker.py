@@ -29,7 +29,7 @@ _depth = 0
 
 def enter_worker() -> None:
     """Note that this process is a worker: what its tasks map runs inside them."""
-    global _depth  # noqa: PLW0603  a fact about the process, written once
+    global _depth
     _depth = 1
 
 
@@ -99,8 +99,8 @@ def run_together(
             # extend() keeps what came before an error, so its length tells whose it is.
             values.extend(apply(call.fn, rest))
             if len(values) < len(items):  # to extend(), a StopIteration is the end, no error
-                raise StopIteration  # noqa: TRY301
-        except catch as error:  # noqa: PERF203  once for each error, not for each task
+                raise StopIteration
+        except catch as error:
             errors[len(values)] = error
             values.append(None)
     return Stretch(values, errors, [Times(started, monotonic() - started)])

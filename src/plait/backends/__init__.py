@@ -41,6 +41,4 @@ def open_backend(name: str, max_workers: int, options: Options) -> Backend:
         return AsyncioBackend(max_workers, initializer)
     from plait.backends.processes import ProcessBackend
 
-    return ProcessBackend(
-        max_workers, initializer, options.start_method or default_start_method()
-    )
+    return ProcessBackend(max_workers, initializer, options.start_method or default_start_method())

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from plait.backends.contract import Traits
 from plait.backends.inbox import Inbox
-from plait.errors import PoolClosed, WorkerStartError
+from plait.errors import PlaitError, PoolClosed, WorkerStartError
 from plait.host import monotonic
 from plait.outcome import Call, Chunk, Finished, Stretch, Times
 
@@ -40,19 +40,26 @@ class AsyncioBackend:
         self._tasks: set[asyncio.Task[None]] = set()  # asyncio itself keeps no strong reference
         self._thread: threading.Thread | None = None
         self._loop = loop
-        self._lock = threading.Lock()  # guards the starting of the loop, and is_usable
-        self.is_usable = True
+        self._lock = threading.Lock()  # guards the starting of the loop
+        self._refusal: PlaitError | None = None  # why no work is taken
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether new lanes can be opened."""
+        return self._refusal is None
+
+    def check_usable(self) -> None:
+        """Raise the reason why no work can be taken, if there is one."""
+        if self._refusal is not None:
+            raise self._refusal
 
     def open_lane(self, call: Call) -> AsyncioLane:
         """Open a way for a coroutine function; starts the loop if need be."""
         with self._lock:
-            if not self.is_usable:
-                raise PoolClosed("This pool is closed; open a new one.")
+            self.check_usable()
             if self._loop is None:
                 self._loop = self._start_loop()
-            initializer, self._initializer = self._initializer, None
-        if initializer is not None:
-            self._initialize(initializer)
+            self._initialize()
         return AsyncioLane(self, call, self._loop)
 
     def _start_loop(self) -> asyncio.AbstractEventLoop:
@@ -61,12 +68,15 @@ class AsyncioBackend:
         self._thread.start()
         return loop
 
-    def _initialize(self, initializer: Callable[[], object]) -> None:
+    def _initialize(self) -> None:
+        initializer, self._initializer = self._initializer, None
+        if initializer is None:
+            return
         try:
             initializer()
         except Exception as error:
-            self.is_usable = False
-            raise WorkerStartError(f"The initializer failed: {error!r}") from error
+            self._refusal = WorkerStartError(f"The initializer failed: {error!r}")
+            raise self._refusal from error
 
     def spawn(self, lane: AsyncioLane, chunk: Chunk) -> None:
         """Start a chunk on the loop, as a task of its own."""
@@ -89,7 +99,7 @@ class AsyncioBackend:
     def close(self) -> None:
         """End the loop, if it is plait's own, when its tasks are done."""
         with self._lock:
-            self.is_usable = False
+            self._refusal = PoolClosed("This pool is closed; open a new one.")
             loop, thread, self._thread = self._loop, self._thread, None
         if loop is None or thread is None:
             return
@@ -100,7 +110,7 @@ class AsyncioBackend:
 
     def abandon(self) -> None:
         """In a forked child: the loop runs in the parent only."""
-        self.is_usable = False
+        self._refusal = PoolClosed("This pool belongs to the parent process; open a new one.")
         self._thread = None
 
 
@@ -123,8 +133,7 @@ class AsyncioLane:
 
     def submit(self, chunk: Chunk) -> None:
         """Hand a chunk to the loop."""
-        if not self._backend.is_usable:
-            raise PoolClosed("This pool is closed; open a new one.")
+        self._backend.check_usable()
         self.inbox.count(1)
         self._loop.call_soon_threadsafe(self._backend.spawn, self, chunk)
 

@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 __all__ = ["die_with_parent", "main", "main_spawned"]
 
 PR_SET_PDEATHSIG = 1
-PRCTL = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
+if sys.platform == "linux":
+    LIBC = ctypes.CDLL(None)
 
 # The types whose pickles cannot go wrong. A list of anything else is pickled one by one.
 PLAIN = frozenset({int, float, complex, bool, str, bytes, type(None)})
@@ -78,7 +79,7 @@ def die_with_parent() -> None:
     Elsewhere a worker notices at the end of its task that its channel is closed.
     """
     if sys.platform == "linux":
-        PRCTL(PR_SET_PDEATHSIG, signal.SIGKILL)
+        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _take_socket(fd: int) -> socket.socket:

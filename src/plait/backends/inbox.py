@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import threading
 from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING
 
 from plait.errors import PlaitError
-from plait.outcome import Finished
+
+if TYPE_CHECKING:
+    from plait.outcome import Finished
 
 __all__ = ["Inbox"]
 

@@ -11,11 +11,12 @@ import mmap
 import os
 import sys
 import tempfile
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from plait.outcome import Times
-from plait.wire import Packed
-from plait.wire_errors import PackedError
+if TYPE_CHECKING:
+    from plait.outcome import Times
+    from plait.wire import Packed
+    from plait.wire_errors import PackedError
 
 __all__ = [
     "Context",
@@ -97,14 +98,14 @@ class StartFailed(NamedTuple):
 
 
 class Results(NamedTuple):
-    """The next ``count`` tasks of the chunk ``seq``, in its order, have been run.
+    """The next ``tasks`` tasks of the chunk ``seq``, in its order, have been run.
 
     ``values`` are in the form of Work.items, None in the place of an error. ``unread``
     says that a chunk sent together could not be unpickled: none of it has run.
     """
 
     seq: int
-    count: int
+    tasks: int
     values: Packed | tuple[Packed | None, ...]
     errors: dict[int, PackedError]
     times: list[Times]

@@ -287,9 +287,7 @@ class ProcessBackend:
         number = next(self._numbers)
         worker = _Worker(number, *self._launcher.start(number))
         self._workers[number] = worker
-        setup = Setup(
-            worker.name, Context.here(), sys.argv[:], dict(os.environ), self._initializer
-        )
+        setup = Setup(worker.name, Context.here(), sys.argv[:], dict(os.environ), self._initializer)
         self._send(worker, setup)
         return worker
 
@@ -334,7 +332,7 @@ class ProcessBackend:
     def _take_results(self, worker: _Worker, results: Results) -> None:
         job = worker.jobs[0]
         self._deliver(job, Report(job, job.done, results, worker.name, self._pid(worker)))
-        job.done += results.count
+        job.done += results.tasks
         if results.is_last:
             worker.jobs.popleft()
             if worker.is_leaving and not worker.jobs:

@@ -191,4 +191,3 @@ def _kill(pid: int, signum: signal.Signals) -> None:
     if signum == signal.SIGKILL:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(pid, signum)
-

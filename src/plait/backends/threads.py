@@ -140,9 +140,7 @@ class ThreadLane:
             self.inbox.put(Finished.of(chunk, 0, stretch, worker, pid))
             return
         done = 0
-        for stretch in run_apart(
-            self._call, chunk.items, begin=lambda _: not self.inbox.is_closed
-        ):
+        for stretch in run_apart(self._call, chunk.items, begin=lambda _: not self.inbox.is_closed):
             self.inbox.put(Finished.of(chunk, done, stretch, worker, pid))
             done += len(stretch.values)
 

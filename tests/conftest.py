@@ -1,0 +1,159 @@
+"""What every test may rely on: each kind of worker, and that nothing is left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from plait import pools
+from plait.backends import child
+
+# Every way to run tasks, by the options that ask for it.
+WAYS: dict[str, dict[str, Any]] = {
+    "serial": {"backend": "serial"},
+    "threads": {"backend": "threads"},
+    "asyncio": {"backend": "asyncio"},
+    "server": {"backend": "processes", "start_method": "server"},
+    "spawn": {"backend": "processes", "start_method": "spawn"},
+}
+PROCESS_WAYS = ("server", "spawn")
+
+
+class Way:
+    """One kind of worker under test: its options, and functions in the form that it takes."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.options = WAYS[name]
+        self.is_process = name in PROCESS_WAYS
+        self.executor = {"backend": self.options["backend"]}
+        if self.is_process:
+            self.executor["start_method"] = name
+
+    def fn(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function for this kind of worker: for asyncio, a coroutine function."""
+        if self.name != "asyncio":
+            return function
+
+        async def coroutine(*args: Any, **kwargs: Any) -> Any:
+            return function(*args, **kwargs)
+
+        coroutine.__name__ = function.__name__
+        return coroutine
+
+
+@pytest.fixture(params=WAYS)
+def way(request: pytest.FixtureRequest) -> Way:
+    return Way(request.param)
+
+
+def only(*names: str) -> pytest.MarkDecorator:
+    """Have a test run on some kinds of worker only, where a promise is not made for all."""
+    return pytest.mark.parametrize("way", names, indirect=True)
+
+
+@pytest.fixture(params=PROCESS_WAYS)
+def process_way(request: pytest.FixtureRequest) -> Way:
+    return Way(request.param)
+
+
+def children() -> set[int]:
+    """Return the pids of all descendants of this process."""
+    parents: dict[int, int] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:  # it ended meanwhile
+            continue
+        parents[int(stat.parent.name)] = int(fields[1])
+    found = {os.getpid()}
+    while more := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found - {os.getpid()}
+
+
+def wait_gone(pids: set[int], seconds: float = 10.0) -> set[int]:
+    """Block until processes ended (pidfds, no polling); return those that did not in time."""
+    left = set()
+    for pid in pids:
+        try:
+            fd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            continue
+        try:
+            import select
+
+            if not select.select([fd], [], [], seconds)[0]:
+                left.add(pid)
+        finally:
+            os.close(fd)
+    return left
+
+
+def files() -> set[str]:
+    """Return what this process has open, without what changes by itself."""
+    found = set()
+    for entry in Path("/proc/self/fd").iterdir():
+        try:
+            found.add(f"{entry.name} {entry.readlink()}")
+        except OSError:  # the one that listed the folder
+            continue
+    return found
+
+
+@pytest.fixture
+def clean() -> Iterator[None]:
+    """Assert that a test leaves no process and no open file, once the warm pools are closed."""
+    close_all()
+    before = files()
+    yield
+    close_all()
+    assert not wait_gone(children())
+    assert files() <= before
+
+
+def close_all() -> None:
+    """Close what plait keeps between calls, as at the end of a program."""
+    pools._pools.close()
+    child._server.close()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_left() -> Iterator[None]:
+    """After all tests no child of the test process is alive, and nothing is in /dev/shm."""
+    shm = Path("/dev/shm")
+    before = set(shm.iterdir()) if shm.exists() else set()
+    yield
+    close_all()
+    left = wait_gone(children())
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert not left
+    if shm.exists():
+        assert set(shm.iterdir()) <= before
+
+
+@pytest.fixture
+def run_python(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run Python in a folder of its own, as a user would; returns the completed process."""
+
+    def run(*arguments: str, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, *arguments],
+            input=stdin,
+            text=True,
+            capture_output=True,
+            cwd=tmp_path,
+            timeout=60,
+            env={**os.environ, **env},
+            check=False,
+        )
+
+    return run

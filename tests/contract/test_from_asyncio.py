@@ -1,0 +1,143 @@
+"""plait from within a running event loop, on every kind of worker."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+import plait
+from tests.conftest import Way
+
+
+def double(x: int) -> int:
+    return 2 * x
+
+
+def fail_at_three(x: int) -> int:
+    if x == 3:
+        raise KeyError(x)
+    return x
+
+
+def test_map_blocks_but_works(way: Way) -> None:
+    async def main() -> list[int]:
+        return plait.map(way.fn(double), range(10), **way.options)
+
+    assert asyncio.run(main()) == list(range(0, 20, 2))
+
+
+def test_amap_returns_values_in_order(way: Way) -> None:
+    assert asyncio.run(plait.amap(way.fn(double), range(100), **way.options)) == list(
+        range(0, 200, 2)
+    )
+
+
+def test_amap_raises_the_error(way: Way) -> None:
+    with pytest.raises(KeyError) as caught:
+        asyncio.run(plait.amap(way.fn(fail_at_three), range(10), **way.options))
+    assert caught.value.args == (3,)
+    assert caught.value.plait_run.report.errors == 1
+
+
+def test_arun_gives_outcomes(way: Way) -> None:
+    async def main() -> list[plait.Outcome]:
+        outcomes = plait.arun(way.fn(fail_at_three), range(10), **way.options)
+        return [outcome async for outcome in outcomes]
+
+    outcomes = asyncio.run(main())
+    assert sorted(outcome.index for outcome in outcomes) == list(range(10))
+    assert [outcome.index for outcome in outcomes if not outcome.ok] == [3]
+
+
+def test_two_amaps_at_once(way: Way) -> None:
+    async def main() -> list[list[int]]:
+        return await asyncio.gather(
+            plait.amap(way.fn(double), range(50), **way.options),
+            plait.amap(way.fn(double), range(50, 100), **way.options),
+        )
+
+    first, second = asyncio.run(main())
+    assert first + second == list(range(0, 200, 2))
+
+
+def test_leaving_arun_early_leaves_nothing_running(way: Way, clean: None) -> None:
+    async def main() -> None:
+        outcomes = plait.arun(way.fn(double), itertools.count(), **way.options)
+        async for outcome in outcomes:
+            if outcome.index >= 3:
+                break
+        await outcomes.aclose()
+
+    asyncio.run(main())
+
+
+def test_coroutines_run_on_the_callers_loop() -> None:
+    async def main() -> bool:
+        loop = asyncio.get_running_loop()
+
+        async def is_same(_: int) -> bool:
+            return asyncio.get_running_loop() is loop
+
+        return all(await plait.amap(is_same, range(5)))
+
+    assert asyncio.run(main())
+
+
+def test_max_workers_bounds_coroutines() -> None:
+    running = most = 0
+
+    async def task(_: int) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0)
+        running -= 1
+
+    plait.map(task, range(50), max_workers=4)
+    assert most == 4
+
+
+def test_cancelling_amap_ends_the_tasks(clean: None) -> None:
+    async def main() -> int:
+        started = asyncio.Event()
+        ended = 0
+
+        async def task(_: int) -> None:
+            nonlocal ended
+            started.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ended += 1
+
+        call = asyncio.create_task(plait.amap(task, range(5)))
+        await started.wait()
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        return ended
+
+    assert asyncio.run(main()) == 5
+
+
+def test_cancelling_amap_ends_processes(process_way: Way, clean: None, tmp_path: Path) -> None:
+    started = tmp_path / "started"
+    os.mkfifo(started)
+
+    def task(_: int) -> None:
+        started.write_text("yes")
+        time.sleep(600)
+
+    async def main() -> None:
+        call = asyncio.create_task(plait.amap(task, [1], **process_way.options))
+        await asyncio.to_thread(started.read_text)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+
+    asyncio.run(main())

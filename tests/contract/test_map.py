@@ -1,0 +1,251 @@
+"""What map, imap, starmap and run promise, on every kind of worker."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import plait
+from tests.conftest import Way
+
+
+def double(x: int) -> int:
+    return 2 * x
+
+
+def fail_at_three(x: int) -> int:
+    if x == 3:
+        raise KeyError(x)
+    return x
+
+
+def test_values_come_in_order(way: Way) -> None:
+    assert plait.map(way.fn(double), range(100), **way.options) == list(range(0, 200, 2))
+
+
+def test_a_long_input_comes_in_order(way: Way) -> None:
+    assert plait.map(way.fn(double), range(20_000), **way.options) == list(range(0, 40_000, 2))
+
+
+def test_unordered_values_are_the_same_ones(way: Way) -> None:
+    values = plait.imap(way.fn(double), range(100), ordered=False, **way.options)
+    assert sorted(values) == list(range(0, 200, 2))
+
+
+def test_empty_input_gives_nothing(way: Way) -> None:
+    assert plait.map(way.fn(double), [], **way.options) == []
+    assert list(plait.imap(way.fn(double), iter(()), **way.options)) == []
+    assert list(plait.run(way.fn(double), [], **way.options)) == []
+
+
+def test_one_item(way: Way) -> None:
+    assert plait.map(way.fn(double), [21], **way.options) == [42]
+
+
+def test_more_workers_than_items(way: Way) -> None:
+    assert plait.map(way.fn(double), [1, 2], max_workers=5, **way.options) == [2, 4]
+
+
+def test_several_iterables_stop_at_the_shortest(way: Way) -> None:
+    values = plait.map(way.fn(pow), [2, 3, 4], itertools.count(1), **way.options)
+    assert values == [2, 9, 64]
+
+
+def test_starmap_spreads_each_tuple(way: Way) -> None:
+    assert plait.starmap(way.fn(pow), [(2, 3), (5, 2)], **way.options) == [8, 25]
+
+
+def test_an_item_that_is_a_tuple_stays_one_argument(way: Way) -> None:
+    assert plait.map(way.fn(len), [(1, 2), (3,)], **way.options) == [2, 1]
+
+
+@pytest.mark.parametrize("chunksize", [1, 3, 100])
+def test_chunksize_does_not_change_the_values(way: Way, chunksize: int) -> None:
+    values = plait.map(way.fn(double), range(50), chunksize=chunksize, **way.options)
+    assert values == list(range(0, 100, 2))
+
+
+def test_endless_input_is_read_as_needed(way: Way) -> None:
+    drawn = itertools.count()
+    values = plait.imap(way.fn(double), drawn, buffersize=10, **way.options)
+    assert list(itertools.islice(values, 5)) == [0, 2, 4, 6, 8]
+    values.close()  # type: ignore[attr-defined]
+    assert next(drawn) <= 15
+
+
+def test_buffersize_bounds_what_is_read_ahead(way: Way) -> None:
+    drawn = 0
+
+    def source() -> Iterator[int]:
+        nonlocal drawn
+        for drawn in itertools.count(1):  # noqa: B007, B020
+            yield drawn
+
+    taken = 0
+    for _ in itertools.islice(plait.imap(way.fn(double), source(), buffersize=7, **way.options), 50):
+        assert drawn <= taken + 7
+        taken += 1
+
+
+def test_buffersize_one_lets_the_input_depend_on_the_results(way: Way) -> None:
+    found = [1]
+
+    def source() -> Iterator[int]:
+        for place in itertools.count():
+            yield found[place]
+
+    values = plait.imap(way.fn(double), source(), buffersize=1, **way.options)
+    for value in itertools.islice(values, 10):
+        found.append(value)
+    assert found[-1] == 1024
+
+
+def test_input_that_raises_midway_delivers_what_was_fed(way: Way) -> None:
+    def source() -> Iterator[int]:
+        yield from range(5)
+        raise OSError("the disk is gone")
+
+    run = plait.run(way.fn(double), source(), **way.options)
+    values = []
+    with pytest.raises(OSError, match="the disk is gone"):
+        values.extend(outcome.value for outcome in run)
+    assert sorted(values) == [0, 2, 4, 6, 8]
+    with pytest.raises(OSError, match="the disk is gone") as caught:
+        plait.map(way.fn(double), source(), **way.options)
+    assert [outcome.value for outcome in caught.value.plait_run.outcomes] == [0, 2, 4, 6, 8]  # type: ignore[attr-defined]
+
+
+def test_imap_yields_what_came_before_an_input_error(way: Way) -> None:
+    def source() -> Iterator[int]:
+        yield from range(5)
+        raise OSError("the disk is gone")
+
+    values = plait.imap(way.fn(double), source(), **way.options)
+    assert [next(values) for _ in range(5)] == [0, 2, 4, 6, 8]
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(values)
+
+
+def test_outcomes_tell_times_and_workers(way: Way) -> None:
+    def pid(_: int) -> int:
+        return os.getpid()
+
+    outcomes = sorted(
+        plait.run(way.fn(pid), range(20), **way.options), key=lambda outcome: outcome.index
+    )
+    assert [outcome.index for outcome in outcomes] == list(range(20))
+    assert [outcome.item for outcome in outcomes] == list(range(20))
+    for outcome in outcomes:
+        assert outcome.ok
+        assert outcome.attempt == 1
+        assert outcome.pid == outcome.value
+        assert (outcome.pid != os.getpid()) == way.is_process
+        assert outcome.worker
+        assert outcome.seconds >= 0
+    starts = {}
+    for outcome in outcomes:  # a worker runs one task after the other
+        assert starts.get(outcome.worker, 0) <= outcome.started
+        starts[outcome.worker] = outcome.started
+
+
+def test_the_report_counts(way: Way) -> None:
+    run = plait.run(way.fn(fail_at_three), range(10), **way.options)
+    outcomes = list(run)
+    assert run.plan is not None
+    assert run.plan.backend == way.options["backend"]
+    assert (run.report.tasks, run.report.errors) == (10, 1)
+    assert run.report.workers == {outcome.worker for outcome in outcomes}
+    assert run.report.wall_s > 0
+    assert "1 of them with an error" in str(run.report)
+
+
+def test_run_leaves_nothing_running_when_left_early(way: Way, clean: None) -> None:
+    with plait.run(way.fn(double), itertools.count(), **way.options) as run:
+        assert next(run).value in range(0, 100, 2)
+    assert list(run) == []
+
+
+def test_a_pool_is_used_again_for_many_maps(process_way: Way) -> None:
+    def pid(_: int) -> int:
+        return os.getpid()
+
+    pids: set[int] = set()
+    for _ in range(10):
+        pids |= set(plait.map(pid, range(20), max_workers=2, **process_way.options))
+    assert len(pids) <= 2
+
+
+def test_maps_from_several_threads_at_once(way: Way) -> None:
+    results: dict[int, list[int]] = {}
+
+    def work(start: int) -> None:
+        items = range(start, start + 300)
+        results[start] = plait.map(way.fn(double), items, chunksize=5, **way.options)
+
+    threads = [threading.Thread(target=work, args=(n * 1000,)) for n in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for n in range(6):
+        assert results[n * 1000] == [2 * x for x in range(n * 1000, n * 1000 + 300)]
+
+
+def test_an_initializer_runs_in_each_worker(way: Way) -> None:
+    def prepare(name: str, value: str) -> None:
+        os.environ[name] = value
+
+    def read(_: int) -> str | None:
+        return os.environ.get("PLAIT_TEST")
+
+    try:
+        values = plait.map(
+            way.fn(read),
+            range(10),
+            initializer=prepare,
+            initargs=("PLAIT_TEST", "ready"),
+            **way.options,
+        )
+    finally:
+        os.environ.pop("PLAIT_TEST", None)
+    assert values == ["ready"] * 10
+
+
+def test_a_failing_initializer_is_one_clear_error(way: Way) -> None:
+    def prepare() -> None:
+        raise LookupError("no licence")
+
+    if way.name == "serial":  # it is the caller's own call
+        with pytest.raises(LookupError, match="no licence"):
+            plait.map(double, range(10), initializer=prepare, **way.options)
+        return
+    with pytest.raises(plait.WorkerStartError, match="no licence") as caught:
+        plait.map(way.fn(double), range(10), initializer=prepare, **way.options)
+    assert isinstance(caught.value.__cause__, LookupError)
+
+
+def test_progress_hears_of_every_task(way: Way) -> None:
+    heard: list[tuple[int, int | None]] = []
+
+    def show(done: int, total: int | None) -> None:
+        heard.append((done, total))
+
+    plait.map(way.fn(double), range(50), progress=show, **way.options)
+    assert heard[-1] == (50, 50)
+    assert heard == sorted(heard)
+
+
+def test_results_may_be_anything(way: Way) -> None:
+    values: list[Any] = [None, b"x" * 300_000, {"a": {1, 2}}, [1.5, "two"], ValueError("as a value")]
+
+    def pick(place: int) -> Any:
+        return values[place]
+
+    results = plait.map(way.fn(pick), range(5), **way.options)
+    assert results[:4] == values[:4]
+    assert repr(results[4]) == repr(values[4])
