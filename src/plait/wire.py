@@ -32,12 +32,17 @@ __all__ = [
     "pack",
     "pack_message",
     "receive_message",
+    "seal",
+    "seal_list",
     "send_message",
+    "unseal",
 ]
 
 # A buffer below this is cheaper inside the pickle than as a piece of its own.
 OUT_OF_BAND_BYTES = 64 * 1024
 PROTOCOL = 5
+# Types that need no pickle of their own within a message: nothing about them can go wrong.
+PLAIN = frozenset({int, float, complex, bool, str, bytes, type(None)})
 
 
 class Packed(NamedTuple):
@@ -78,6 +83,24 @@ def pack(obj: object, what: str = "object") -> Packed:
 def load(packed: Packed) -> Any:
     """Unpickle; may raise whatever the object's own class raises."""
     return pickle.loads(packed.data, buffers=packed.buffers)
+
+
+def seal(obj: object, what: str = "object") -> Any:
+    """Return what stands for an object in a message: itself if it is plain, else a Packed.
+
+    Raises NotPicklable.
+    """
+    return obj if type(obj) in PLAIN else pack(obj, what)
+
+
+def seal_list(objects: list[Any]) -> Any:
+    """Return what stands for a whole list in a message. Raises NotPicklable."""
+    return objects if PLAIN.issuperset(map(type, objects)) else pack(objects)
+
+
+def unseal(sealed: Any) -> Any:
+    """Return the object; may raise whatever the object's own class raises."""
+    return load(sealed) if type(sealed) is Packed else sealed
 
 
 def _dump(dumps: Callable[..., bytes], obj: object) -> Packed:

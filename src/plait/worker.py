@@ -49,14 +49,16 @@ def run_apart(
     items: Sequence[Any],
     *,
     load: Callable[[Any], Any] | None = None,
+    dump: Callable[[Any], Any] | None = None,
     begin: Callable[[int], bool] = lambda _: True,
     catch: tuple[type[BaseException], ...] = CATCH_ALL,
     flush_s: float = FLUSH_S,
 ) -> Iterator[Stretch]:
     """Run tasks one by one, each timed, and yield what is done so far now and then.
 
-    ``load`` makes the item from its travelling form; if that raises, the task has
-    failed. ``begin`` hears the place of each task before it starts; False stops.
+    ``load`` makes the item from its travelling form, ``dump`` that of the value; if one of
+    them raises, the task has failed. ``begin`` hears the place of each task before it
+    starts; False stops.
     """
     fn = call.fn
     is_star = call.style == "star"
@@ -68,12 +70,14 @@ def run_apart(
         if not begin(place):
             yield Stretch(values, errors, times)
             return
-        value = None
         started = monotonic()
         try:
             item = given if load is None else load(given)
             value = fn(*item) if is_star else fn(item)
+            if dump is not None:
+                value = dump(value)
         except catch as error:
+            value = None
             errors[len(values)] = error
         ended = monotonic()
         values.append(value)

@@ -104,19 +104,21 @@ def test_max_workers_bounds_coroutines() -> None:
 
 def test_cancelling_amap_ends_the_tasks(clean: None) -> None:
     async def main() -> int:
-        started = asyncio.Event()
-        ended = 0
+        all_started = asyncio.Event()
+        started = ended = 0
 
         async def task(_: int) -> None:
-            nonlocal ended
-            started.set()
+            nonlocal started, ended
+            started += 1
+            if started == 5:
+                all_started.set()
             try:
                 await asyncio.Event().wait()
             finally:
                 ended += 1
 
         call = asyncio.create_task(plait.amap(task, range(5)))
-        await started.wait()
+        await all_started.wait()
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call

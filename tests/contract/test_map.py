@@ -83,11 +83,13 @@ def test_buffersize_bounds_what_is_read_ahead(way: Way) -> None:
 
     def source() -> Iterator[int]:
         nonlocal drawn
-        for drawn in itertools.count(1):  # noqa: B007, B020
+        for drawn in itertools.count(1):
             yield drawn
 
     taken = 0
-    for _ in itertools.islice(plait.imap(way.fn(double), source(), buffersize=7, **way.options), 50):
+    for _ in itertools.islice(
+        plait.imap(way.fn(double), source(), buffersize=7, **way.options), 50
+    ):
         assert drawn <= taken + 7
         taken += 1
 
@@ -241,7 +243,13 @@ def test_progress_hears_of_every_task(way: Way) -> None:
 
 
 def test_results_may_be_anything(way: Way) -> None:
-    values: list[Any] = [None, b"x" * 300_000, {"a": {1, 2}}, [1.5, "two"], ValueError("as a value")]
+    values: list[Any] = [
+        None,
+        b"x" * 300_000,
+        {"a": {1, 2}},
+        [1.5, "two"],
+        ValueError("as a value"),
+    ]
 
     def pick(place: int) -> Any:
         return values[place]

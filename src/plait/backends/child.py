@@ -53,9 +53,17 @@ class Ended(NamedTuple):
 
 
 class Launcher(Protocol):
-    """One way to start worker processes. ``fileno`` becomes readable when some ended."""
+    """One way to start worker processes. ``fileno`` becomes readable when some ended.
+
+    A launcher that is lost cannot start any more, until ``renew``, which changes ``fileno``.
+    """
 
     pids: dict[int, int]
+    is_lost: bool
+
+    def renew(self) -> None:
+        """Make a lost launcher work again."""
+        ...
 
     def fileno(self) -> int:
         """Return what to wait on."""
@@ -100,7 +108,7 @@ class _Server:
                 assert self._root is not None
                 try:
                     send_order(self._root, Order(b"OPEN"), (theirs.fileno(),))
-                except OSError:
+                except OSError:  # it died
                     self._stop()
                 else:
                     return ours
@@ -157,7 +165,12 @@ class ServerLauncher:
     def __init__(self) -> None:
         self.pids: dict[int, int] = {}
         self._alive: set[int] = set()
+        self.renew()
+
+    def renew(self) -> None:
+        """Find the server, or a new one."""
         self._control = _server.open_control()
+        self.is_lost = False
 
     def fileno(self) -> int:
         """Return what to wait on."""
@@ -187,9 +200,10 @@ class ServerLauncher:
         except (EOFError, ConnectionError):  # the server died, and so did its workers
             ended += [Ended(number, None) for number in self._alive]
             self._alive.clear()
+            self._control.close()
+            self.is_lost = True
+            return ended
         except BlockingIOError:
-            pass
-        finally:
             self._control.setblocking(True)
         return ended
 
@@ -210,10 +224,14 @@ class SpawnLauncher:
 
     def __init__(self) -> None:
         self.pids: dict[int, int] = {}
+        self.is_lost = False
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         self._ended: deque[Ended] = deque()
         self._bell, self._bell_end = socket.socketpair()
         self._bell.setblocking(False)
+
+    def renew(self) -> None:
+        """Nothing to do: there is nothing to lose."""
 
     def fileno(self) -> int:
         """Return what to wait on."""

@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from plait import wire
 from plait.backends.messages import (
@@ -29,20 +29,14 @@ from plait.backends.messages import (
 )
 from plait.errors import NotPicklable
 from plait.outcome import Call, Stretch
-from plait.wire_errors import PackedError, pack_error
+from plait.wire_errors import pack_error
 from plait.worker import FLUSH_S, enter_worker, run_apart, run_together
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 __all__ = ["die_with_parent", "main", "main_spawned"]
 
 PR_SET_PDEATHSIG = 1
 if sys.platform == "linux":
     LIBC = ctypes.CDLL(None)
-
-# The types whose pickles cannot go wrong. A list of anything else is pickled one by one.
-PLAIN = frozenset({int, float, complex, bool, str, bytes, type(None)})
 
 
 def main(sock_fd: int, page_fd: int) -> None:
@@ -139,29 +133,37 @@ class _Worker:
         return known
 
     def _work(self, work: Work) -> None:
-        if isinstance(work.items, wire.Packed):
-            self._work_together(work, work.items)
+        if work.together:
+            self._work_together(work)
         else:
-            self._work_apart(work, work.items)
+            self._work_apart(work)
 
-    def _work_together(self, work: Work, packed: wire.Packed) -> None:
+    def _work_together(self, work: Work) -> None:
         if not self._page.begin(work.seq, TOGETHER):
-            self._send(Results(work.seq, 0, (), {}, [], is_last=True))
+            self._report(work.seq, Stretch([], {}, []))
             return
         try:
-            call, items = self._call(work.key), wire.load(packed)
+            call, items = self._call(work.key), wire.unseal(work.items)
         except BaseException:  # noqa: BLE001  apart, each task will tell its own
-            self._send(Results(work.seq, 0, (), {}, [], is_last=True, unread=True))
+            self._report(work.seq, Stretch([], {}, []), unread=True)
             return
-        self._report(work.seq, run_together(call, items))
+        stretch = run_together(call, items)
+        if not wire.PLAIN.issuperset(map(type, stretch.values)):
+            _seal_all(stretch)
+        self._report(work.seq, stretch)
 
-    def _work_apart(self, work: Work, items: tuple[wire.Packed, ...]) -> None:
+    def _work_apart(self, work: Work) -> None:
         def begin(place: int) -> bool:
             return self._page.begin(work.seq, place)
 
         flush_s = FLUSH_S if self._page.is_shared else 0.0
         for stretch in run_apart(
-            self._lazy_call(work), items, load=wire.load, begin=begin, flush_s=flush_s
+            self._lazy_call(work),
+            work.items,
+            load=wire.unseal,
+            dump=_seal_result,
+            begin=begin,
+            flush_s=flush_s,
         ):
             self._report(work.seq, stretch)
 
@@ -180,28 +182,22 @@ class _Worker:
 
         return Call(load_and_call, known.style)
 
-    def _report(self, seq: int, stretch: Stretch) -> None:
-        errors = {place: pack_error(error) for place, error in stretch.errors.items()}
-        values = _pack_values(stretch.values, errors)
-        count = len(stretch.values)
-        self._send(Results(seq, count, values, errors, stretch.times, stretch.is_last))
+    def _report(self, seq: int, stretch: Stretch, *, unread: bool = False) -> None:
+        values, errors, times, is_last = stretch
+        is_plain = wire.Packed not in set(map(type, values))
+        packed = {place: pack_error(error) for place, error in errors.items()}
+        self._send(Results(seq, len(values), values, is_plain, packed, times, is_last, unread))
 
 
-def _pack_values(
-    values: list[Any], errors: dict[int, PackedError]
-) -> wire.Packed | tuple[wire.Packed | None, ...]:
-    """Pickle results; add a NotPicklable to ``errors`` for each that cannot be."""
-    if PLAIN.issuperset(map(type, values)):
-        return wire.pack(values)
-    return tuple(_pack_one_by_one(values, errors))
+def _seal_result(value: Any) -> Any:
+    return wire.seal(value, "result")
 
 
-def _pack_one_by_one(
-    values: list[Any], errors: dict[int, PackedError]
-) -> Iterator[wire.Packed | None]:
-    for place, value in enumerate(values):
+def _seal_all(stretch: Stretch) -> None:
+    """Seal the values of tasks that ran together; one that cannot be is that task's error."""
+    for place, value in enumerate(stretch.values):
         try:
-            yield None if place in errors else wire.pack(value, "result")
+            stretch.values[place] = _seal_result(value)
         except NotPicklable as error:
-            errors[place] = pack_error(error)
-            yield None
+            stretch.values[place] = None
+            stretch.errors[place] = error

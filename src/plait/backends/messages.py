@@ -80,11 +80,12 @@ class Forget(NamedTuple):
 
 
 class Work(NamedTuple):
-    """A chunk: one Packed list of items (together), or one Packed for each (apart)."""
+    """A chunk: its items sealed as one list (together), or a list of each one sealed."""
 
     seq: int
     key: int
-    items: Packed | tuple[Packed, ...]
+    together: bool
+    items: Any
 
 
 class Ready(NamedTuple):
@@ -100,13 +101,15 @@ class StartFailed(NamedTuple):
 class Results(NamedTuple):
     """The next ``tasks`` tasks of the chunk ``seq``, in its order, have been run.
 
-    ``values`` are in the form of Work.items, None in the place of an error. ``unread``
-    says that a chunk sent together could not be unpickled: none of it has run.
+    ``values`` are a list of each one sealed, or, if all of them are plain, just a list;
+    None stands in the place of an error. ``unread`` says that a chunk sent together could
+    not be unpickled: none of it has run.
     """
 
     seq: int
     tasks: int
-    values: Packed | tuple[Packed | None, ...]
+    values: list[Any]
+    is_plain: bool
     errors: dict[int, PackedError]
     times: list[Times]
     is_last: bool

@@ -33,7 +33,7 @@ class Job:
 
     lane: ProcessLane
     chunk: Chunk
-    items: wire.Packed | tuple[wire.Packed, ...]
+    items: Any  # see messages.Work
     seq: int = 0
     done: int = 0
 
@@ -87,11 +87,10 @@ class ProcessLane:
         self._backend.check_usable()
         self._count(1)
         try:
-            items: Any = (
-                wire.pack(chunk.items)
-                if chunk.together
-                else tuple([wire.pack(item, "item") for item in chunk.items])
-            )
+            if chunk.together:
+                items = wire.seal_list(chunk.items)
+            else:
+                items = [wire.seal(item, "item") for item in chunk.items]
         except NotPicklable:
             self._count(-1)
             self._submit_what_packs(chunk)
@@ -100,12 +99,12 @@ class ProcessLane:
 
     def _submit_what_packs(self, chunk: Chunk) -> None:
         """Submit the stretches of a chunk between the items that cannot be packed."""
-        good: list[wire.Packed] = []
+        good: list[Any] = []
         for place, item in enumerate([*chunk.items, None]):
             error: NotPicklable | None = None
             if place < len(chunk.items):
                 try:
-                    good.append(wire.pack(item, "item"))
+                    good.append(wire.seal(item, "item"))
                     continue
                 except NotPicklable as caught:
                     error = caught
@@ -113,7 +112,7 @@ class ProcessLane:
                 start = place - len(good)
                 part = Chunk(chunk.first + start, chunk.items[start:place])
                 self._count(1)
-                self._backend.enqueue(Job(self, part, tuple(good)))
+                self._backend.enqueue(Job(self, part, good))
                 good = []
             if error is not None:
                 self._count(1)
@@ -190,14 +189,12 @@ def _failed(chunk: Chunk, place: int, error: PlaitError, worker: str, pid: int) 
 
 def _unpack_results(results: Results) -> Stretch:
     errors = {place: load_error(error) for place, error in results.errors.items()}
-    values: list[Any] = []
-    if isinstance(results.values, wire.Packed):
-        values = wire.load(results.values)
-    else:
-        for place, packed in enumerate(results.values):
+    values = results.values
+    if not results.is_plain:
+        for place, sealed in enumerate(values):
             try:
-                values.append(None if packed is None else wire.load(packed))
-            except Exception as error:  # noqa: BLE001  it is the user's class that failed
-                values.append(None)
+                values[place] = wire.unseal(sealed)
+            except Exception as error:  # noqa: BLE001  the class of this value failed
+                values[place] = None
                 errors[place] = NotPicklable.on_arrival("result", error)
     return Stretch(values, errors, results.times, results.is_last)

@@ -259,7 +259,12 @@ class ProcessBackend:
                 self._bell.recv(4096)
         # Deaths come last: what a worker said before it died has been read by then, or is
         # read in _bury, and counts.
-        for number, status in self._launcher.take_ended():
+        ended = self._launcher.take_ended()
+        if self._launcher.is_lost:
+            self._selector.unregister(self._launcher)
+            self._launcher.renew()
+            self._selector.register(self._launcher, selectors.EVENT_READ)
+        for number, status in ended:
             self._bury(self._workers[number], status)
 
     def _watch(self, worker: _Worker) -> None:
@@ -413,7 +418,7 @@ class ProcessBackend:
         worker.last_seq += 1
         job.seq = worker.last_seq
         worker.jobs.append(job)
-        self._send(worker, Work(job.seq, lane.key, job.items))
+        self._send(worker, Work(job.seq, lane.key, job.chunk.together, job.items))
 
     def _deliver(self, job: Job, entry: Report | Death) -> None:
         job.lane.inbox.append(entry)
