@@ -1,14 +1,17 @@
-"""What a user can call. Arguments are checked here, once; what happens is in run.py."""
+"""What a user can call. Arguments are checked here, once; what happens is in run.py.
+
+The same for asyncio programs is in aio.py, and for ``concurrent.futures`` in executor.py.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sized
-from contextlib import aclosing, suppress
+from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from plait.errors import OptionError
 from plait.options import OptionArgs, Options
-from plait.outcome import Call, Finished, Outcome
+from plait.outcome import Call
 from plait.run import Run, is_coroutine
 
 if TYPE_CHECKING:
@@ -16,7 +19,18 @@ if TYPE_CHECKING:
 
     from plait.backends import Backend
 
-__all__ = ["amap", "arun", "check", "imap", "map", "prepare", "run", "starmap", "values_of"]
+__all__ = [
+    "attach",
+    "check",
+    "imap",
+    "listed",
+    "map",
+    "prepare",
+    "run",
+    "starmap",
+    "style_of",
+    "values_of",
+]
 
 T = TypeVar("T")
 
@@ -48,7 +62,7 @@ def map(  # noqa: A001  the name that Python gave it
     >>> plait.map(pow, [2, 3], [5, 2])
     [32, 9]
     """
-    return _map(Call(fn, _style(iterables)), iterables, options)
+    return _map(Call(fn, style_of(iterables)), iterables, options)
 
 
 def starmap(
@@ -90,7 +104,7 @@ def imap(
     >>> squares.close()
     """
     checked = check(fn, options).with_order(ordered=True)
-    return values_of(prepare(Call(fn, _style(iterables)), iterables, checked), checked.on_error)
+    return values_of(prepare(Call(fn, style_of(iterables)), iterables, checked), checked.on_error)
 
 
 def run(fn: Callable[..., Any], /, *iterables: Iterable[Any], **options: Unpack[OptionArgs]) -> Run:
@@ -109,44 +123,7 @@ def run(fn: Callable[..., Any], /, *iterables: Iterable[Any], **options: Unpack[
     2 0.25
     """
     checked = check(fn, {"on_error": "return", **options}).with_order(ordered=False)
-    return prepare(Call(fn, _style(iterables)), iterables, checked)
-
-
-async def amap(
-    fn: Callable[..., Any], /, *iterables: Iterable[Any], **options: Unpack[OptionArgs]
-) -> list[Any]:
-    """``map`` for asyncio programs: the event loop goes on while the work is done.
-
-    A coroutine function runs on the caller's own loop, any other function on workers.
-    Cancelling it ends what runs. The input is read, and the first tasks are measured,
-    in a helper thread.
-
-    >>> import asyncio, plait
-    >>> asyncio.run(plait.amap(abs, [-1, 2]))
-    [1, 2]
-    """
-    checked = check(fn, options).with_order(ordered=True)
-    made = _prepare_async(fn, iterables, checked, keeps=True)
-    try:
-        async with aclosing(_pump(made)) as stretches:
-            async for finished in stretches:
-                if finished.errors and checked.on_error == "raise":
-                    break
-    except Exception as error:
-        _attach(error, made)
-        raise
-    return _listed(made, checked)
-
-
-async def arun(
-    fn: Callable[..., Any], /, *iterables: Iterable[Any], **options: Unpack[OptionArgs]
-) -> AsyncGenerator[Outcome]:
-    """``run`` for asyncio programs: ``async for outcome in plait.arun(fn, items)``."""
-    checked = check(fn, {"on_error": "return", **options}).with_order(ordered=False)
-    async with aclosing(_pump(_prepare_async(fn, iterables, checked))) as stretches:
-        async for finished in stretches:
-            for outcome in finished.outcomes():
-                yield outcome
+    return prepare(Call(fn, style_of(iterables)), iterables, checked)
 
 
 # --- From arguments to a Run -------------------------------------------------------------
@@ -191,7 +168,8 @@ def _nth(place: int) -> str:
     return {1: "first", 2: "second", 3: "third"}.get(place, f"{place}th")
 
 
-def _style(iterables: tuple[Iterable[Any], ...]) -> str:
+def style_of(iterables: tuple[Iterable[Any], ...]) -> str:
+    """Return how a function is applied to what ``prepare`` makes of these iterables."""
     return "one" if len(iterables) == 1 else "star"
 
 
@@ -204,12 +182,12 @@ def _map(call: Call, iterables: tuple[Iterable[Any], ...], given: Any) -> list[A
     try:
         made.collect()
     except BaseException as error:  # Ctrl-C, too, carries what was finished
-        _attach(error, made)
+        attach(error, made)
         raise
-    return _listed(made, options)
+    return listed(made, options)
 
 
-def _listed(made: Run, options: Options) -> list[Any]:
+def listed(made: Run, options: Options) -> list[Any]:
     """Return all values of a finished run, or raise what its errors ask for."""
     stretches = made.finished()
     values: list[Any] = []
@@ -222,9 +200,9 @@ def _listed(made: Run, options: Options) -> list[Any]:
             for offset, error in finished.errors.items():
                 values[place + offset] = error
     if errors and options.on_error == "raise":
-        raise _attach(errors[0], made)
+        raise attach(errors[0], made)
     if errors and options.on_error == "finish":
-        raise _attach(_group(errors, made), made)
+        raise attach(_group(errors, made), made)
     return values
 
 
@@ -244,80 +222,20 @@ def values_of(made: Run, on_error: str) -> Iterator[Any]:
             else:
                 yield from (outcome.unwrap() for outcome in finished.outcomes())
     except BaseException as error:
-        _attach(error, made)
+        attach(error, made)
         raise
     finally:
         made.cancel()
     if errors:
-        raise _attach(_group(errors, made), made)
+        raise attach(_group(errors, made), made)
 
 
 def _group(errors: list[BaseException], made: Run) -> BaseException:
     return BaseExceptionGroup(f"{len(errors)} of {made.report.tasks} tasks failed", errors)
 
 
-def _attach(error: BaseException, made: Run) -> BaseException:
+def attach(error: BaseException, made: Run) -> BaseException:
     """Let an exception carry the run that it ends."""
     with suppress(AttributeError):  # of a class that has no room for attributes
         error.plait_run = made  # type: ignore[attr-defined]
     return error
-
-
-# --- From an asyncio program -------------------------------------------------------------
-
-
-def _prepare_async(
-    fn: Callable[..., Any],
-    iterables: tuple[Iterable[Any], ...],
-    options: Options,
-    *,
-    keeps: bool = False,
-) -> Run:
-    backend = None
-    if is_coroutine(fn):
-        import asyncio
-
-        from plait.backends.asyncio_loop import AsyncioBackend
-        from plait.plan import MOST_COROUTINES
-
-        workers = options.max_workers or MOST_COROUTINES
-        backend = AsyncioBackend(workers, loop=asyncio.get_running_loop())
-    return prepare(Call(fn, _style(iterables)), iterables, options, backend=backend, keeps=keeps)
-
-
-async def _pump(made: Run) -> AsyncGenerator[Finished]:
-    """Iterate over a run in a helper thread; end it if the reader leaves."""
-    import asyncio
-    import threading
-
-    loop = asyncio.get_running_loop()
-    arrived: asyncio.Queue[Finished | BaseException | None] = asyncio.Queue()
-    has_room = threading.Semaphore(1)
-    has_left = threading.Event()
-    ended = asyncio.Event()
-
-    def iterate() -> None:
-        last: BaseException | None = None
-        try:
-            for finished in made.stretches():
-                has_room.acquire()
-                if has_left.is_set():
-                    break
-                loop.call_soon_threadsafe(arrived.put_nowait, finished)
-        except BaseException as error:  # noqa: BLE001  raised in the reader's thread
-            last = error
-        loop.call_soon_threadsafe(arrived.put_nowait, last)
-        loop.call_soon_threadsafe(ended.set)
-
-    threading.Thread(target=iterate, name="plait-pump", daemon=True).start()
-    try:
-        while (entry := await arrived.get()) is not None:
-            if isinstance(entry, BaseException):
-                raise entry
-            yield entry
-            has_room.release()
-    finally:
-        has_left.set()
-        has_room.release()
-        await asyncio.to_thread(made.cancel)
-        await ended.wait()

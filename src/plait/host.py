@@ -10,7 +10,6 @@ import os
 import sys
 import time
 from contextlib import suppress
-from pathlib import Path
 from typing import NamedTuple
 
 __all__ = ["ThreadClock", "cpu_count", "monotonic", "python_arguments", "read_thread_clock"]
@@ -18,7 +17,12 @@ __all__ = ["ThreadClock", "cpu_count", "monotonic", "python_arguments", "read_th
 monotonic = time.monotonic
 """The clock of every duration in plait; on Linux the same in all processes."""
 
-_CGROUP = Path("/sys/fs/cgroup")
+_CGROUP = "/sys/fs/cgroup"
+
+
+def _read(path: str) -> str:
+    with open(path) as file:  # noqa: PTH123  pathlib takes longer to import than all this
+        return file.read()
 
 
 def cpu_count() -> int:
@@ -38,40 +42,39 @@ def _own_cgroups() -> dict[str, str]:
     """Return the cgroup of this process by controller ("" is version 2)."""
     groups: dict[str, str] = {}
     with suppress(OSError):
-        for line in Path("/proc/self/cgroup").read_text().splitlines():
+        for line in _read("/proc/self/cgroup").splitlines():
             _, controllers, path = line.split(":", 2)
             for controller in controllers.split(","):
                 groups[controller] = path
     return groups
 
 
-def _cgroup_cpus(groups: dict[str, str], root: Path) -> float:
+def _cgroup_cpus(groups: dict[str, str], root: str) -> float:
     """Return the smallest CPU quota of a process's own cgroups and all their ancestors.
 
     The quota of a container is often set on an ancestor, not on the process's own
     group (joblib/loky#634), and the root's says nothing about either.
     """
     quota = math.inf
-    if "" in groups:
-        for folder in _with_ancestors(root, groups[""]):
-            quota = min(quota, _read_quota(folder / "cpu.max"))
-    if "cpu" in groups:
-        for folder in _with_ancestors(root / "cpu", groups["cpu"]):
-            quota = min(
-                quota, _read_quota(folder / "cpu.cfs_quota_us", folder / "cpu.cfs_period_us")
-            )
+    for folder in _with_ancestors(root, groups.get("")):
+        quota = min(quota, _read_quota(f"{folder}/cpu.max"))
+    for folder in _with_ancestors(f"{root}/cpu", groups.get("cpu")):
+        names = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+        quota = min(quota, _read_quota(*(f"{folder}/{name}" for name in names)))
     return quota
 
 
-def _with_ancestors(root: Path, group: str) -> list[Path]:
-    folder = root / group.strip("/")
-    return [folder, *(parent for parent in folder.parents if parent.is_relative_to(root))]
+def _with_ancestors(root: str, group: str | None) -> list[str]:
+    if group is None:
+        return []
+    parts = group.strip("/").split("/")
+    return [f"{root}/{'/'.join(parts[:n])}".rstrip("/") for n in range(len(parts), -1, -1)]
 
 
-def _read_quota(*files: Path) -> float:
+def _read_quota(*files: str) -> float:
     """Return CPUs from ``quota period`` in one file or two; infinity where there is no limit."""
     try:
-        quota, period = " ".join(file.read_text() for file in files).split()
+        quota, period = " ".join(_read(file) for file in files).split()
         return float(quota) / float(period) if float(quota) > 0 else math.inf
     except (OSError, ValueError):  # no such file, or "max"
         return math.inf
@@ -93,7 +96,7 @@ def read_thread_clock() -> ThreadClock:
     """
     queued = 0.0
     with suppress(OSError, ValueError, IndexError):
-        queued = int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
+        queued = int(_read("/proc/thread-self/schedstat").split()[1]) / 1e9
     return ThreadClock(monotonic(), time.thread_time(), queued)
 
 

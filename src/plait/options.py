@@ -6,7 +6,6 @@ option: a field here, a line in CHECKS, a line in OptionArgs.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, TypedDict
@@ -204,6 +203,8 @@ def _hint(name: str, value: object) -> str:
         return f"Use {word}={value!r}."
     if word is not None:
         return f"Use {word}."
+    import difflib
+
     close = difflib.get_close_matches(name, [*CHECKS, *PLANNED], n=1)
     if close:
         return f"Did you mean {close[0]}?"

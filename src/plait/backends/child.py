@@ -26,9 +26,9 @@ from typing import NamedTuple, Protocol
 
 from plait.backends.messages import StatusPage, new_page_fd
 from plait.backends.server import Order, receive_order, send_order
+from plait.channel import Channel
 from plait.errors import WorkerStartError
 from plait.host import python_arguments
-from plait.wire import Channel
 
 __all__ = ["Ended", "Launcher", "ServerLauncher", "SpawnLauncher"]
 

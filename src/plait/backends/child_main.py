@@ -27,6 +27,7 @@ from plait.backends.messages import (
     StatusPage,
     Work,
 )
+from plait.channel import receive_message, send_message
 from plait.errors import NotPicklable
 from plait.outcome import Call, Stretch
 from plait.wire_errors import pack_error
@@ -95,10 +96,10 @@ class _Worker:
         self._known: dict[int, Learn | Call] = {}
 
     def serve(self) -> None:
-        if not self._set_up(wire.receive_message(self._sock)):
+        if not self._set_up(receive_message(self._sock)):
             return
         while True:
-            message = wire.receive_message(self._sock)
+            message = receive_message(self._sock)
             if isinstance(message, Work):
                 self._work(message)
             elif isinstance(message, Learn):
@@ -108,7 +109,7 @@ class _Worker:
             del message  # an idle worker keeps no item alive
 
     def _send(self, message: object) -> None:
-        wire.send_message(self._sock, message)
+        send_message(self._sock, message)
 
     def _set_up(self, setup: Setup) -> bool:
         os.environ.clear()

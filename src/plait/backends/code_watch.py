@@ -24,7 +24,7 @@ class CodeWatch:
     """Remembers the state of the user's modules; ``changed`` compares and remembers anew."""
 
     def __init__(self) -> None:
-        self._files: dict[str, tuple[int, int]] = {}
+        self._files: dict[str, tuple[str, int, int]] = {}  # by module
         self._codes: dict[tuple[str, str], CodeType] = {}
 
     def changed(self, fn: Callable[..., Any]) -> bool:
@@ -34,8 +34,8 @@ class CodeWatch:
         function of an unchanged module may call one of a changed module.
         """
         is_changed = False
-        for file in _own_files(len(sys.modules)):
-            is_changed |= _differs(self._files, file, _stamp(file))
+        for name, file in _own_modules(tuple(map(id, sys.modules.values()))):
+            is_changed |= _differs(self._files, name, _stamp(file))
         fn = _unwrap(fn)
         code = getattr(fn, "__code__", None)
         module = getattr(fn, "__module__", None)
@@ -56,20 +56,20 @@ def _unwrap(fn: Any) -> Any:
     return inspect.unwrap(getattr(fn, "__func__", fn))
 
 
-def _stamp(file: str) -> tuple[int, int]:
+def _stamp(file: str) -> tuple[str, int, int]:
     try:
         status = os.stat(file)  # noqa: PTH116  a string at hand, once for each module and map
     except OSError:
-        return (0, 0)
-    return status.st_mtime_ns, status.st_size
+        return file, 0, 0
+    return file, status.st_mtime_ns, status.st_size
 
 
 @lru_cache(maxsize=1)
-def _own_files(module_count: int) -> tuple[str, ...]:  # noqa: ARG001  the key of the cache
-    """Return the source files of all modules that are not installed packages."""
-    files = []
-    for module in list(sys.modules.values()):
+def _own_modules(identities: tuple[int, ...]) -> list[tuple[str, str]]:  # noqa: ARG001  the cache's key
+    """Return name and file of all modules that are not installed packages."""
+    own = []
+    for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None) if isinstance(module, ModuleType) else None
         if file and not file.startswith(_INSTALLED):
-            files.append(file)
-    return tuple(files)
+            own.append((name, file))
+    return own

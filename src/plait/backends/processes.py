@@ -47,6 +47,7 @@ from plait.host import monotonic
 from plait.wire_errors import load_error
 
 if TYPE_CHECKING:
+    from plait.channel import Channel
     from plait.outcome import Call
 
 __all__ = ["ProcessBackend"]
@@ -64,7 +65,7 @@ class _Worker:
     """The parent's view of one worker process."""
 
     number: int
-    channel: wire.Channel
+    channel: Channel
     page: StatusPage
     jobs: deque[Job] = field(default_factory=deque)  # sent and not finished, the first is running
     known: set[int] = field(default_factory=set)  # keys of functions that it has

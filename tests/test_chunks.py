@@ -1,0 +1,61 @@
+"""Chunk sizes follow the measured time of the tasks, and what remains."""
+
+from __future__ import annotations
+
+from plait.chunks import BRIEF_S, GROWTH, MOST_TASKS, TARGET_S, ChunkSizer
+
+
+def test_it_starts_with_one_task() -> None:
+    size = ChunkSizer("auto", workers=2).next(remaining=1000)
+    assert (size.tasks, size.together, size.brief) == (1, False, False)
+
+
+def test_long_tasks_stay_alone() -> None:
+    sizer = ChunkSizer("auto", workers=2)
+    sizer.learn(1, 0.5)
+    assert sizer.next(remaining=10_000).tasks == 1
+    assert not sizer.next(remaining=10_000).brief
+
+
+def test_chunks_grow_step_by_step_towards_the_target_time() -> None:
+    sizer = ChunkSizer("auto", workers=2)
+    sizes = []
+    for _ in range(8):
+        size = sizer.next(remaining=None).tasks
+        sizes.append(size)
+        sizer.learn(size, size * 1e-5)
+    assert sizes[:3] == [1, GROWTH, GROWTH * GROWTH]
+    assert sizes[-1] == int(TARGET_S / 1e-5 + 1e-9)
+
+
+def test_tiny_tasks_go_together() -> None:
+    sizer = ChunkSizer("auto", workers=2, task_s=1e-7, measured=1000)
+    size = sizer.next(remaining=None)
+    assert size.tasks == MOST_TASKS
+    assert size.together
+    assert size.brief
+
+
+def test_chunks_shrink_towards_the_end() -> None:
+    sizer = ChunkSizer("auto", workers=4, task_s=1e-6, measured=1000)
+    remaining, sizes = 10_000, []
+    while remaining:
+        sizes.append(sizer.next(remaining).tasks)
+        remaining -= sizes[-1]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] == 1250
+    assert sizes[-1] == 1
+
+
+def test_a_size_that_was_asked_for_is_kept() -> None:
+    sizer = ChunkSizer(10, workers=2)
+    assert sizer.next(remaining=3).tasks == 10
+    sizer.learn(10, 10.0)
+    assert sizer.next(remaining=1000) == (10, False, False)
+
+
+def test_a_chunk_is_brief_if_it_is_over_in_milliseconds() -> None:
+    sizer = ChunkSizer(10, workers=2, task_s=BRIEF_S / 11, measured=1)
+    assert sizer.next(None).brief
+    sizer.learn(1, 100.0)
+    assert not sizer.next(None).brief

@@ -1,0 +1,122 @@
+"""Options are checked once, before any work, and each mistake has its own sentence."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import pytest
+
+import plait
+from plait.options import FOREIGN, PLANNED, Options
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "allowed"),
+    [
+        ("backend", "process", "one of 'auto', 'serial', 'threads', 'processes', 'asyncio'"),
+        ("max_workers", 0, "a whole number from 1 up or None"),
+        ("max_workers", 2.0, "a whole number from 1 up or None"),
+        ("max_workers", True, "a whole number from 1 up or None"),
+        ("chunksize", 0, "a whole number from 1 up or 'auto'"),
+        ("chunksize", "many", "a whole number from 1 up or 'auto'"),
+        ("ordered", "yes", "True, False or None"),
+        ("on_error", "ignore", "one of 'raise', 'finish', 'return'"),
+        ("initializer", "setup", "a function or None"),
+        ("initargs", ["a"], "a tuple of the initializer's arguments"),
+        ("start_method", "fork", "one of 'server', 'spawn'"),
+        ("buffersize", -1, "a whole number from 1 up or 'auto'"),
+        ("progress", "bar", "True, False or a function of (done, total)"),
+    ],
+)
+def test_a_bad_value_names_option_value_and_what_is_allowed(
+    option: str, value: Any, allowed: str
+) -> None:
+    def never(_: int) -> None:
+        raise AssertionError("work has started")
+
+    with pytest.raises(plait.OptionError) as caught:
+        plait.map(never, [1], **{option: value})  # type: ignore[arg-type]
+    text = f"{option}={value!r} is not allowed: {option} must be {allowed}."
+    assert str(caught.value) == text
+    assert isinstance(caught.value, ValueError)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "hint"),
+    [
+        ("n_jobs", 8, "Use max_workers=8."),
+        ("processes", 4, "Use max_workers=4."),
+        ("workers", 4, "Use max_workers=4."),
+        ("n_jobs", -1, "Use max_workers."),
+        ("batch_size", 100, "Use chunksize=100."),
+        ("pre_dispatch", "2*n_jobs", "Use buffersize."),
+        ("return_exceptions", True, "Use on_error='return'."),
+        ("max_worker", 4, "Did you mean max_workers?"),
+        ("bakend", "threads", "Did you mean backend?"),
+        (
+            "timeout_per_task",
+            3,
+            "Its word for it is task_timeout: it is planned and not part of this version.",
+        ),
+        ("retries", 3, "It is planned and not part of this version."),
+    ],
+)
+def test_an_unknown_name_is_told_the_right_one(name: str, value: Any, hint: str) -> None:
+    with pytest.raises(plait.UnknownOption) as caught:
+        plait.map(abs, [1], **{name: value})  # type: ignore[arg-type]
+    assert str(caught.value) == f"plait has no option {name!r}. {hint}"
+    assert isinstance(caught.value, TypeError)
+
+
+def test_a_name_like_no_other_lists_them_all() -> None:
+    with pytest.raises(plait.UnknownOption, match=r"The options are backend, max_workers, "):
+        plait.map(abs, [1], zzz=1)  # type: ignore[call-arg]
+
+
+def test_every_hint_leads_to_an_option() -> None:
+    for word in FOREIGN.values():
+        name = word.partition("=")[0]
+        assert name in Options.__dataclass_fields__ or " " in name
+    assert not set(PLANNED) & set(Options.__dataclass_fields__)
+
+
+def test_the_function_must_be_callable() -> None:
+    with pytest.raises(TypeError, match="needs a function to call, not int: 5"):
+        plait.map(5, [1])  # type: ignore[arg-type]
+
+
+def test_the_input_must_be_iterable() -> None:
+    with pytest.raises(TypeError, match="the second input is no iterable but int"):
+        plait.map(pow, [1], 5)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="at least one iterable"):
+        plait.map(abs)
+
+
+def test_coroutine_functions_and_backends_must_fit() -> None:
+    async def coroutine(x: int) -> int:
+        return x
+
+    with pytest.raises(plait.OptionError, match="'asyncio' or 'auto' for a coroutine function"):
+        plait.map(coroutine, [1], backend="threads")
+    with pytest.raises(plait.OptionError, match="is for coroutine functions"):
+        plait.map(abs, [1], backend="asyncio")
+
+
+def test_errors_of_plait_can_be_pickled_with_their_facts() -> None:
+    errors: list[plait.PlaitError] = [
+        plait.OptionError("backend", 1, "something else"),
+        plait.UnknownOption("n_jobs", "Use max_workers."),
+        plait.NotPicklable("item", "item.lock", object(), "because"),
+        plait.NotPicklable.on_arrival("result", ValueError("no")),
+        plait.WorkerDied.of_task(worker="process-1", pid=7, status=-9, index=3, item="f(3)"),
+        plait.WorkerStartError("nothing works"),
+        plait.PoolClosed("closed"),
+        plait.RemoteError("a.B", "text", "trace"),
+        plait.RemoteTraceback("trace"),
+    ]
+    for error in errors:
+        copy = pickle.loads(pickle.dumps(error))
+        assert type(copy) is type(error)
+        assert str(copy) == str(error)
+        assert copy.__dict__ == error.__dict__
