@@ -33,6 +33,7 @@ LAYERS = (
     "backends.child",
     "backends.code_watch",
     "backends.process_lane",
+    "backends.turns",
     "backends.processes",
     "backends",
     "pools",

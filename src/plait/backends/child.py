@@ -165,10 +165,12 @@ class ServerLauncher:
     def __init__(self) -> None:
         self.pids: dict[int, int] = {}
         self._alive: set[int] = set()
-        self.renew()
+        self._control = _server.open_control()
+        self.is_lost = False
 
     def renew(self) -> None:
         """Find the server, or a new one."""
+        self._control.close()
         self._control = _server.open_control()
         self.is_lost = False
 
@@ -200,7 +202,6 @@ class ServerLauncher:
         except (EOFError, ConnectionError):  # the server died, and so did its workers
             ended += [Ended(number, None) for number in self._alive]
             self._alive.clear()
-            self._control.close()
             self.is_lost = True
             return ended
         except BlockingIOError:

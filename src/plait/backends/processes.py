@@ -1,9 +1,8 @@
 """One child process per worker, each with a channel of its own.
 
-Nothing here runs in the background. Whoever waits drives: a thread that waits for its
-lane's outcomes reads the channels of all workers, hands the next chunks out, and leaves
-what it finds for other lanes in theirs. If several threads wait, one drives and the
-others sleep until something arrives for them or the driver leaves.
+Nothing here runs in the background. Whoever waits drives (see turns.py): a thread that
+waits for its lane's outcomes reads the channels of all workers, hands the next chunks
+out, and leaves what it finds for other lanes in theirs.
 
 A worker is always in one of these states; docs/design.md has the table:
 
@@ -16,13 +15,13 @@ from __future__ import annotations
 import itertools
 import os
 import selectors
-import socket
 import sys
 import threading
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from plait import wire
@@ -42,6 +41,7 @@ from plait.backends.messages import (
     Work,
 )
 from plait.backends.process_lane import Death, Job, ProcessLane, Report
+from plait.backends.turns import Turns
 from plait.errors import PlaitError, PoolClosed, WorkerStartError, death_text
 from plait.host import monotonic
 from plait.wire_errors import load_error
@@ -70,6 +70,7 @@ class _Worker:
     jobs: deque[Job] = field(default_factory=deque)  # sent and not finished, the first is running
     known: set[int] = field(default_factory=set)  # keys of functions that it has
     last_seq: int = 0
+    watched: int = 0  # the events of the channel that are waited for
     is_ready: bool = False
     is_leaving: bool = False
 
@@ -91,22 +92,17 @@ class ProcessBackend:
     ) -> None:
         self.max_workers = max_workers
         self._initializer = wire.pack(initializer, "initializer") if initializer else None
-        self.lock = threading.Lock()  # guards everything below
+        self._turns = Turns()
+        self.lock = self._turns.lock  # guards everything below
         self._launcher = LAUNCHERS[start_method]()
-        self._selector = selectors.DefaultSelector()
         self._workers: dict[int, _Worker] = {}
         self._numbers = itertools.count(1)
         self._keys = itertools.count(1)
         self._backlog: deque[Job] = deque()
         self._code = CodeWatch()
-        self._is_driven = False  # a thread is waiting in the selector
-        self._sleeping: set[threading.Condition] = set()  # of threads that wait for the driver
         self._false_starts = 0
         self._broken: PlaitError | None = None
-        self._bell, self._bell_end = socket.socketpair()
-        self._bell.setblocking(False)
-        self._selector.register(self._launcher, selectors.EVENT_READ)
-        self._selector.register(self._bell, selectors.EVENT_READ)
+        self._turns.watch(self._launcher, selectors.EVENT_READ, self._count_dead)
 
     # --- What lanes ask for ----------------------------------------------------------
 
@@ -140,7 +136,7 @@ class ProcessBackend:
     def wait(self, lane: ProcessLane, deadline: float | None) -> list[Report | Death]:
         """Block until something arrived for a lane, driving the workers if nobody else does."""
         with self.lock:
-            self._wait_until(
+            self._turns.wait_until(
                 lambda: bool(lane.inbox or lane.is_woken or self._broken), lane.arrived, deadline
             )
             lane.is_woken = False
@@ -155,7 +151,7 @@ class ProcessBackend:
         with self.lock:
             lane.is_woken = True
             lane.arrived.notify()
-            self._ring()
+            self._turns.ring()
 
     def close_lane(self, lane: ProcessLane) -> list[Report | Death]:
         """End what a lane has going, and return what arrived."""
@@ -179,10 +175,10 @@ class ProcessBackend:
             for job in worker.jobs:
                 if job.lane is lane:
                     worker.page.cancel(job.seq)
-        self._wait_until(is_idle, lane.arrived, monotonic() + GRACE_S)
+        self._turns.wait_until(is_idle, lane.arrived, monotonic() + GRACE_S)
         for worker in self._busy_with(lane):
             self._launcher.kill(worker.number)
-        self._wait_until(is_idle, lane.arrived, monotonic() + GRACE_S)
+        self._turns.wait_until(is_idle, lane.arrived, monotonic() + GRACE_S)
 
     def _busy_with(self, lane: ProcessLane) -> list[_Worker]:
         return [
@@ -193,23 +189,22 @@ class ProcessBackend:
 
     def close(self) -> None:
         """Let the workers go, and end those that do not go."""
+        if isinstance(self._broken, PoolClosed):  # or abandoned, with a lock of the parent's
+            return
         with self.lock:
-            if isinstance(self._broken, PoolClosed):
-                return
             self._break(PoolClosed("This pool is closed; open a new one."))
             for worker in list(self._workers.values()):
                 self._let_go(worker)
             gone = threading.Condition(self.lock)
-            self._wait_until(lambda: not self._workers, gone, monotonic() + GRACE_S)
+            self._turns.wait_until(lambda: not self._workers, gone, monotonic() + GRACE_S)
             for worker in self._workers.values():
                 self._launcher.kill(worker.number)
-            self._wait_until(lambda: not self._workers, gone, monotonic() + GRACE_S)
+            self._turns.wait_until(lambda: not self._workers, gone, monotonic() + GRACE_S)
             self._launcher.close()
             self._close_files()
 
     def abandon(self) -> None:
         """In a forked child: close the copies, which would keep the parent's workers waiting."""
-        self.lock = threading.Lock()  # another thread may have held the parent's
         self._broken = PoolClosed("This pool belongs to the parent process; open a new one.")
         self._launcher.abandon()
         self._close_files()
@@ -217,75 +212,7 @@ class ProcessBackend:
     def _close_files(self) -> None:
         for worker in self._workers.values():
             worker.channel.close()
-        self._selector.close()
-        self._bell.close()
-        self._bell_end.close()
-
-    # --- Who drives ------------------------------------------------------------------
-
-    def _wait_until(
-        self, is_done: Callable[[], bool], arrived: threading.Condition, deadline: float | None
-    ) -> None:
-        """Drive the workers until something is so, or sleep while another thread drives."""
-        try:
-            while not is_done():
-                left = None if deadline is None else deadline - monotonic()
-                if left is not None and left <= 0:
-                    return
-                if not self._is_driven:
-                    self._drive(left)
-                else:
-                    self._sleeping.add(arrived)
-                    arrived.wait(left)
-                    self._sleeping.discard(arrived)
-        finally:
-            # Whoever leaves wakes one sleeper to drive. If nobody did, all would sleep
-            # while results pile up in the channels.
-            if not self._is_driven and self._sleeping:
-                next(iter(self._sleeping)).notify()
-
-    def _drive(self, timeout: float | None) -> None:
-        """Wait for the next things to happen, without the lock, and handle them, with it."""
-        self._is_driven = True
-        self.lock.release()
-        try:
-            events = self._selector.select(timeout)
-        finally:
-            self.lock.acquire()
-            self._is_driven = False
-        for key, mask in events:
-            if isinstance(key.data, _Worker):
-                self._serve(key.data, mask)
-            elif key.fileobj is self._bell:
-                self._bell.recv(4096)
-        # Deaths come last: what a worker said before it died has been read by then, or is
-        # read in _bury, and counts.
-        ended = self._launcher.take_ended()
-        if self._launcher.is_lost:
-            self._selector.unregister(self._launcher)
-            self._launcher.renew()
-            self._selector.register(self._launcher, selectors.EVENT_READ)
-        for number, status in ended:
-            self._bury(self._workers[number], status)
-
-    def _watch(self, worker: _Worker) -> None:
-        """Have the selector wait for what this channel is waiting for."""
-        mask = selectors.EVENT_READ
-        if worker.channel.is_clogged:
-            mask |= selectors.EVENT_WRITE
-        try:
-            if self._selector.get_key(worker.channel).events == mask:
-                return
-            self._selector.modify(worker.channel, mask, worker)
-        except KeyError:
-            self._selector.register(worker.channel, mask, worker)
-        self._ring()  # not every kind of selector notices by itself
-
-    def _ring(self) -> None:
-        """Wake the thread that drives, if there is one."""
-        if self._is_driven:
-            with suppress(OSError):
-                self._bell_end.send(b"!")
+        self._turns.close()
 
     # --- Workers ---------------------------------------------------------------------
 
@@ -304,16 +231,23 @@ class ProcessBackend:
             self._hang_up(worker)
 
     def _hang_up(self, worker: _Worker) -> None:
-        with suppress(KeyError, ValueError):
-            self._selector.unregister(worker.channel)
-        worker.channel.close()
+        if worker.channel.fileno() >= 0:
+            self._turns.unwatch(worker.channel)
+            worker.channel.close()
 
     def _send(self, worker: _Worker, message: object) -> None:
         if worker.channel.fileno() >= 0:
             worker.channel.send(message)
             self._watch(worker)
 
-    def _serve(self, worker: _Worker, mask: int) -> None:
+    def _watch(self, worker: _Worker) -> None:
+        """Wait for what the channel is waiting for."""
+        clogged = selectors.EVENT_WRITE if worker.channel.is_clogged else 0
+        if worker.watched != selectors.EVENT_READ | clogged:
+            worker.watched = selectors.EVENT_READ | clogged
+            self._turns.watch(worker.channel, worker.watched, partial(self._serve, worker))
+
+    def _serve(self, worker: _Worker, _: Channel, mask: int) -> None:
         if mask & selectors.EVENT_WRITE:
             worker.channel.flush()
             self._watch(worker)
@@ -321,7 +255,7 @@ class ProcessBackend:
             try:
                 self._hear(worker, worker.channel.receive())
             except EOFError:
-                self._selector.unregister(worker.channel)  # its end will be told, see child.py
+                self._turns.unwatch(worker.channel)  # its end will be told, see child.py
 
     def _hear(self, worker: _Worker, message: Any) -> None:
         if isinstance(message, Results):
@@ -344,6 +278,15 @@ class ProcessBackend:
             if worker.is_leaving and not worker.jobs:
                 self._hang_up(worker)
             self._dispatch()
+
+    def _count_dead(self, *_: object) -> None:
+        ended = self._launcher.take_ended()
+        if self._launcher.is_lost:
+            self._turns.unwatch(self._launcher)
+            self._launcher.renew()
+            self._turns.watch(self._launcher, selectors.EVENT_READ, self._count_dead)
+        for number, status in ended:
+            self._bury(self._workers[number], status)
 
     def _bury(self, worker: _Worker, status: int | None) -> None:
         """Settle the affairs of a worker that ended."""
@@ -383,8 +326,7 @@ class ProcessBackend:
     def _break(self, error: PlaitError) -> None:
         if self._broken is None or isinstance(error, PoolClosed):
             self._broken = error
-        for arrived in self._sleeping:
-            arrived.notify()
+        self._turns.notify_all()
 
     # --- Chunks ----------------------------------------------------------------------
 

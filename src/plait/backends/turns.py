@@ -1,0 +1,113 @@
+"""Let whoever waits drive: of several waiting threads one serves the sockets for all.
+
+Used by backends/processes.py only. A thread that waits for something of its own waits in
+the selector itself, handles whatever happens, also for others, and wakes those it
+concerns. No helper thread stands between a socket and who waits for it.
+"""
+
+from __future__ import annotations
+
+import selectors
+import socket
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Protocol
+
+from plait.host import monotonic
+
+__all__ = ["Turns"]
+
+Handler = Callable[[Any, int], object]
+
+
+class HasFileno(Protocol):
+    """What a selector can wait on."""
+
+    def fileno(self) -> int:
+        """Return the file descriptor."""
+        ...
+
+
+class Turns:
+    """A selector, the lock of what it serves, and whose turn it is to wait in it."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()  # guards everything here, and all that handlers touch
+        self._selector = selectors.DefaultSelector()
+        self._is_driven = False  # a thread is waiting in the selector
+        self._sleeping: set[threading.Condition] = set()  # of threads that wait for the driver
+        self._bell, self._bell_end = socket.socketpair()
+        self._bell.setblocking(False)
+        self.watch(self._bell, selectors.EVENT_READ, lambda *_: self._bell.recv(4096))
+
+    def watch(self, file: HasFileno, mask: int, handler: Handler) -> None:
+        """Have ``handler(file, mask)`` called, with the lock, when something is ready."""
+        known = self._selector.get_map().get(file)
+        if known is None:
+            self._selector.register(file, mask, handler)
+        elif known.events != mask:
+            self._selector.modify(file, mask, handler)
+        else:
+            return
+        self.ring()  # not every kind of selector notices by itself
+
+    def unwatch(self, file: HasFileno) -> None:
+        """Wait for it no longer; may be called again, but not after it was closed."""
+        with suppress(KeyError):
+            self._selector.unregister(file)
+
+    def ring(self) -> None:
+        """Wake the thread that drives, if there is one."""
+        if self._is_driven:
+            with suppress(OSError):
+                self._bell_end.send(b"!")
+
+    def notify_all(self) -> None:
+        """Wake every thread: something has changed for all of them."""
+        for arrived in self._sleeping:
+            arrived.notify()
+        self.ring()
+
+    def wait_until(
+        self, is_done: Callable[[], bool], arrived: threading.Condition, deadline: float | None
+    ) -> None:
+        """Drive until something is so, or sleep while another thread drives.
+
+        Called with the lock; ``arrived`` is a condition of that lock, which handlers notify
+        when they changed something for this thread.
+        """
+        try:
+            while not is_done():
+                left = None if deadline is None else deadline - monotonic()
+                if left is not None and left <= 0:
+                    return
+                if not self._is_driven:
+                    self._drive(left)
+                else:
+                    self._sleeping.add(arrived)
+                    arrived.wait(left)
+                    self._sleeping.discard(arrived)
+        finally:
+            # Whoever leaves wakes one sleeper to drive. If nobody did, all would sleep
+            # while results pile up in the channels.
+            if not self._is_driven and self._sleeping:
+                next(iter(self._sleeping)).notify()
+
+    def _drive(self, timeout: float | None) -> None:
+        """Wait for the next things to happen, without the lock, and handle them, with it."""
+        self._is_driven = True
+        self.lock.release()
+        try:
+            ready = self._selector.select(timeout)
+        finally:
+            self.lock.acquire()
+            self._is_driven = False
+        for key, mask in ready:
+            key.data(key.fileobj, mask)
+
+    def close(self) -> None:
+        """Close the files of its own."""
+        self._selector.close()
+        self._bell.close()
+        self._bell_end.close()
