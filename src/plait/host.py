@@ -12,7 +12,14 @@ import time
 from contextlib import suppress
 from typing import NamedTuple
 
-__all__ = ["ThreadClock", "cpu_count", "monotonic", "python_arguments", "read_thread_clock"]
+__all__ = [
+    "QueueClock",
+    "ThreadClock",
+    "cpu_count",
+    "monotonic",
+    "python_arguments",
+    "read_thread_clock",
+]
 
 monotonic = time.monotonic
 """The clock of every duration in plait; on Linux the same in all processes."""
@@ -98,6 +105,29 @@ def read_thread_clock() -> ThreadClock:
     with suppress(OSError, ValueError, IndexError):
         queued = int(_read("/proc/thread-self/schedstat").split()[1]) / 1e9
     return ThreadClock(monotonic(), time.thread_time(), queued)
+
+
+class QueueClock:
+    """How long this thread waited for a free CPU, again and again, at a microsecond a reading.
+
+    For a thread of its own, as the main thread of a worker process is. Says 0 where the
+    system does not tell (anywhere but on Linux).
+    """
+
+    def __init__(self) -> None:
+        try:
+            self._fd = os.open("/proc/thread-self/schedstat", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            self._fd = -1
+        self._last = 0.0
+        self.read_since_last()
+
+    def read_since_last(self) -> float:
+        """Return the seconds since the last reading that were spent waiting for a CPU."""
+        last = self._last
+        with suppress(OSError, ValueError, IndexError):
+            self._last = int(os.pread(self._fd, 64, 0).split()[1]) / 1e9
+        return self._last - last
 
 
 def python_arguments() -> list[str]:

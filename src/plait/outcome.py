@@ -102,6 +102,7 @@ class Stretch(NamedTuple):
     errors: dict[int, BaseException]
     times: list[Times]
     is_last: bool = True
+    queued_s: float = 0.0  # of these times the worker had no CPU for so long
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,15 +117,17 @@ class Finished:
     worker: str
     pid: int
     is_last: bool = True
+    queued_s: float = 0.0
 
     @classmethod
     def of(cls, chunk: Chunk, done: int, stretch: Stretch, worker: str, pid: int) -> Finished:
         """Join a stretch with its items: ``done`` tasks of the chunk came before it."""
-        values, errors, times, is_last = stretch
+        values, errors, times, is_last, queued_s = stretch
         items = chunk.items
         if len(values) < len(items):
             items = items[done : done + len(values)]
-        return cls(chunk.first + done, items, values, errors, times, worker, pid, is_last)
+        first = chunk.first + done
+        return cls(first, items, values, errors, times, worker, pid, is_last, queued_s)
 
     @property
     def seconds(self) -> float:

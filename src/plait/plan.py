@@ -29,7 +29,7 @@ MOST_COROUTINES = 100
 class Sample:
     """What the first tasks told, run in place.
 
-    ``tasks`` of them took ``task_s`` seconds each (median), of which the thread was on a
+    ``tasks`` of them took ``task_s`` seconds each (mean), of which the thread was on a
     CPU for the share ``cpu_share`` (of the time that it did not wait for a free CPU).
     """
 

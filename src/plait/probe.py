@@ -34,7 +34,8 @@ class Probe:
         self._spent_s = 0.0
         self._cpu_s = 0.0
         self._awake_s = 0.0  # on a CPU or waiting for something, not for a free CPU
-        self._means: list[float] = []
+        self._first_s = 0.0
+        self._mean_s: float | None = None
         self._size = 1
         self.tasks = 0
         self.is_exhausted = False
@@ -53,7 +54,7 @@ class Probe:
         return finished
 
     def _run(self, chunk: Chunk) -> Finished:
-        if self._means and self._means[-1] < TINY_S:
+        if self._mean_s is not None and self._mean_s < TINY_S:
             stretch = run_together(self._call, chunk.items, catch=CATCH)
         else:
             (stretch,) = run_apart(self._call, chunk.items, catch=CATCH, flush_s=float("inf"))
@@ -66,8 +67,10 @@ class Probe:
         self._spent_s += wall
         self._cpu_s += cpu
         self._awake_s += on_machine
-        self._means.append(on_machine / tasks)
-        growth = BUDGET_S / 4 / max(self._means[-1], 1e-9)
+        if self._mean_s is None:
+            self._first_s = on_machine
+        self._mean_s = on_machine / tasks
+        growth = BUDGET_S / 4 / max(self._mean_s, 1e-9)
         self._size = int(max(1, min(self._size * GROWTH, growth, MOST_TASKS)))
 
     @property
@@ -75,6 +78,7 @@ class Probe:
         """What was measured, or None if there was no task at all."""
         if not self.tasks:
             return None
-        # The first call often pays for imports and caches: it is left out if there are others.
-        means = sorted(self._means[1:] or self._means)
-        return Sample(self.tasks, means[len(means) // 2], min(1.0, self._cpu_s / self._awake_s))
+        tasks, awake_s = self.tasks, self._awake_s
+        if tasks > 1:  # the first call often pays for imports and caches
+            tasks, awake_s = tasks - 1, awake_s - self._first_s
+        return Sample(self.tasks, awake_s / tasks, min(1.0, self._cpu_s / self._awake_s))

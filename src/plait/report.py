@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from plait.host import cpu_count
+
 if TYPE_CHECKING:
     from plait.outcome import Finished
     from plait.plan import Plan
@@ -20,11 +22,10 @@ class Report:
         plan: what was decided (None until it was).
         tasks: finished tasks, with those that failed.
         errors: tasks that failed.
-        wall_s: seconds from the call to the last outcome.
+        wall_s: seconds from the start of the first task to the last outcome.
         task_s: seconds that the tasks took, added up over all workers.
-        loop_s: seconds that a for-loop would take for the finished tasks, predicted from
-            the sample; where no sample was taken, ``task_s``.
-        workers: the names of the workers that finished something.
+        queued_s: of these, what worker processes waited for a free CPU.
+        workers: the names of the workers that finished something; "main" is the caller.
     """
 
     plan: Plan | None = None
@@ -32,6 +33,7 @@ class Report:
     errors: int = 0
     wall_s: float = 0.0
     task_s: float = 0.0
+    queued_s: float = 0.0
     workers: set[str] = field(default_factory=set)
 
     def add(self, finished: Finished) -> None:
@@ -39,29 +41,53 @@ class Report:
         self.tasks += len(finished.values)
         self.errors += len(finished.errors)
         self.task_s += finished.seconds
+        self.queued_s += finished.queued_s
         self.workers.add(finished.worker)
 
     @property
     def loop_s(self) -> float:
-        """The predicted time of a for-loop, in seconds."""
+        """The time that a for-loop would take for these tasks, in seconds.
+
+        Workers that are more than the CPUs wait for each other, and a loop would not: that
+        time is left out. What other programs took away would slow a loop down as well. (On
+        threads a task's time has its waits for the Python code of the others, too.)
+        """
+        if len(self.workers - {"main"}) <= cpu_count():
+            return self.task_s
+        return max(0.0, self.task_s - self.queued_s)
+
+    @property
+    def predicted_loop_s(self) -> float | None:
+        """The time of a for-loop as predicted from the sample, if there was one."""
         sample = self.plan.sample if self.plan else None
-        return self.task_s if sample is None else sample.task_s * self.tasks
+        return None if sample is None else sample.task_s * self.tasks
 
     @property
     def speedup(self) -> float:
-        """How many times faster than the predicted for-loop."""
+        """How many times faster than a for-loop."""
         return self.loop_s / self.wall_s if self.wall_s else 1.0
 
     def __str__(self) -> str:
-        basis = (
-            "predicted from the sample" if self.plan and self.plan.sample else "sum of the tasks"
-        )
         return "\n".join(
             (
                 f"plan      {self.plan or 'not decided'}",
                 f"tasks     {self.tasks:,} done, {self.errors:,} of them with an error",
-                f"wall      {self.wall_s:.3f} s, on {len(self.workers)} worker(s)",
-                f"for-loop  {self.loop_s:.3f} s, {basis}",
+                f"wall      {self.wall_s:.3f} s, on {self._workers_text()}",
+                f"for-loop  {self.loop_s:.3f} s, the times of the tasks added up"
+                + self._prediction_text(),
                 f"speed-up  {self.speedup:.2f} x",
             )
         )
+
+    def _workers_text(self) -> str:
+        others = len(self.workers - {"main"})
+        text = f"{others} worker{'s' * (others != 1)}"
+        if "main" not in self.workers:
+            return text
+        return f"{text} and the caller" if others else "the caller"
+
+    def _prediction_text(self) -> str:
+        predicted = self.predicted_loop_s
+        if predicted is None or self.plan is None or self.plan.sample is None:
+            return ""
+        return f" (predicted from the first {self.plan.sample.tasks:,}: {predicted:.3f} s)"

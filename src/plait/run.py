@@ -170,12 +170,12 @@ class Run:
 
     def _run(self) -> Generator[Finished]:
         """Yield stretches as they finish; closing it ends what runs."""
-        self._started = monotonic()
         with ExitStack() as stack:
             title = getattr(self._call.fn, "__name__", "tasks")
             self._show = stack.enter_context(
                 show_progress(self._options.progress, title, self._total)
             )
+            self._started = monotonic()
             stack.callback(self._stop_clock)
             yield from self._take_sample()
             if self.plan is None:

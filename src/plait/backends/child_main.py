@@ -29,6 +29,7 @@ from plait.backends.messages import (
 )
 from plait.channel import receive_message, send_message
 from plait.errors import NotPicklable
+from plait.host import QueueClock
 from plait.outcome import Call, Stretch
 from plait.wire_errors import pack_error
 from plait.worker import FLUSH_S, enter_worker, run_apart, run_together
@@ -94,6 +95,7 @@ class _Worker:
         self._sock = sock
         self._page = page
         self._known: dict[int, Learn | Call] = {}
+        self._queue_clock = QueueClock()
 
     def serve(self) -> None:
         if not self._set_up(receive_message(self._sock)):
@@ -184,10 +186,13 @@ class _Worker:
         return Call(load_and_call, known.style)
 
     def _report(self, seq: int, stretch: Stretch, *, unread: bool = False) -> None:
-        values, errors, times, is_last = stretch
+        values, errors, times, is_last, _ = stretch
         is_plain = wire.Packed not in set(map(type, values))
         packed = {place: pack_error(error) for place, error in errors.items()}
-        self._send(Results(seq, len(values), values, is_plain, packed, times, is_last, unread))
+        queued_s = self._queue_clock.read_since_last()
+        self._send(
+            Results(seq, len(values), values, is_plain, packed, times, is_last, queued_s, unread)
+        )
 
 
 def _seal_result(value: Any) -> Any:

@@ -102,7 +102,8 @@ class Results(NamedTuple):
     """The next ``tasks`` tasks of the chunk ``seq``, in its order, have been run.
 
     ``values`` are a list of each one sealed, or, if all of them are plain, just a list;
-    None stands in the place of an error. ``unread`` says that a chunk sent together could
+    None stands in the place of an error. For ``queued_s`` seconds the worker had no CPU,
+    because the machine was busy. ``unread`` says that a chunk sent together could
     not be unpickled: none of it has run.
     """
 
@@ -113,6 +114,7 @@ class Results(NamedTuple):
     errors: dict[int, PackedError]
     times: list[Times]
     is_last: bool
+    queued_s: float
     unread: bool = False
 
 

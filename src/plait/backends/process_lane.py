@@ -197,4 +197,4 @@ def _unpack_results(results: Results) -> Stretch:
             except Exception as error:  # noqa: BLE001  the class of this value failed
                 values[place] = None
                 errors[place] = NotPicklable.on_arrival("result", error)
-    return Stretch(values, errors, results.times, results.is_last)
+    return Stretch(values, errors, results.times, results.is_last, results.queued_s)
