@@ -15,6 +15,10 @@ import pytest
 from plait import pools
 from plait.backends import child
 
+# A shell that runs the tests in the background has them ignore Ctrl-C, and so would the
+# programs that they start to send it to.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 # Every way to run tasks, by the options that ask for it.
 WAYS: dict[str, dict[str, Any]] = {
     "serial": {"backend": "serial"},

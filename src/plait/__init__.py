@@ -15,7 +15,7 @@ from plait.errors import (
     WorkerDied,
     WorkerStartError,
 )
-from plait.options import Options
+from plait.options import OptionArgs, Options
 from plait.outcome import Outcome
 from plait.plan import Plan
 from plait.report import Report
@@ -30,6 +30,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Executor",
     "NotPicklable",
+    "OptionArgs",
     "OptionError",
     "Options",
     "Outcome",

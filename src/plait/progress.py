@@ -29,6 +29,8 @@ def show_progress(option: Progress, title: str, total: int | None) -> Iterator[S
 
 @contextmanager
 def _bar(title: str, total: int | None) -> Iterator[Show]:
+    from importlib.util import find_spec
+
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -46,6 +48,9 @@ def _bar(title: str, total: int | None) -> Iterator[Show]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(file=sys.stderr)) as progress:
+    # In a notebook rich wants ipywidgets; where they are missing, text does.
+    jupyter = None if find_spec("ipywidgets") else False
+    console = Console(file=sys.stderr, force_jupyter=jupyter)
+    with Progress(*columns, console=console) as progress:
         task = progress.add_task(title, total=total)
         yield lambda done, total: progress.update(task, completed=done, total=total)

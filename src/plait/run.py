@@ -211,10 +211,11 @@ class Run:
             is_full = self._feed(lane, sizer, plan.max_workers)
             if not lane.pending and not self._feeds:
                 return
-            for finished in lane.wait_outcomes(None if is_full else 0.0):
+            batch = lane.wait_outcomes(None if is_full else 0.0)
+            for finished in batch:  # all of them, before the reader may leave at the first
                 sizer.learn(len(finished.values), finished.seconds)
                 self._note(finished)
-                yield finished
+            yield from batch
 
     def _feed(self, lane: Lane, sizer: ChunkSizer, workers: int) -> bool:
         """Submit what the workers can use now; False if reading took so long that we stopped."""
