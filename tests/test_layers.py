@@ -16,6 +16,7 @@ LAYERS = (
     "outcome",
     "options",
     "host",
+    "inputs",
     "wire",
     "channel",
     "wire_errors",
@@ -46,6 +47,7 @@ LAYERS = (
     "executor",
     "",
     "cli_items",
+    "json_lines",
     "cli",
 )
 # Loaded when used: other people's slow packages, and modules that one backend alone needs.

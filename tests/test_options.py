@@ -36,7 +36,7 @@ def test_a_bad_value_names_option_value_and_what_is_allowed(
         raise AssertionError("work has started")
 
     with pytest.raises(plait.OptionError) as caught:
-        plait.map(never, [1], **{option: value})  # type: ignore[arg-type]
+        plait.map(never, [1], **{option: value})
     text = f"{option}={value!r} is not allowed: {option} must be {allowed}."
     assert str(caught.value) == text
     assert isinstance(caught.value, ValueError)
@@ -64,7 +64,7 @@ def test_a_bad_value_names_option_value_and_what_is_allowed(
 )
 def test_an_unknown_name_is_told_the_right_one(name: str, value: Any, hint: str) -> None:
     with pytest.raises(plait.UnknownOption) as caught:
-        plait.map(abs, [1], **{name: value})  # type: ignore[arg-type]
+        plait.map(abs, [1], **{name: value})
     assert str(caught.value) == f"plait has no option {name!r}. {hint}"
     assert isinstance(caught.value, TypeError)
 

@@ -5,7 +5,7 @@ The same for asyncio programs is in aio.py, and for ``concurrent.futures`` in ex
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -159,9 +159,15 @@ def prepare(
     if not iterables:
         raise TypeError("plait needs at least one iterable of items")
     items = iterables[0] if len(iterables) == 1 else zip(*iterables, strict=False)
-    lengths = [len(iterable) for iterable in iterables if isinstance(iterable, Sized)]
-    total = min(lengths) if len(lengths) == len(iterables) else None
-    return Run(call, items, total, options, backend=backend, keeps=keeps)
+    return Run(call, items, _total(iterables), options, backend=backend, keeps=keeps)
+
+
+def _total(iterables: tuple[Iterable[Any], ...]) -> int | None:
+    """Return how many items there will be, if all of the iterables know."""
+    try:
+        return min(len(iterable) for iterable in iterables)  # type: ignore[arg-type]
+    except (TypeError, OverflowError):  # it has no length, or one beyond sys.maxsize
+        return None
 
 
 def _nth(place: int) -> str:

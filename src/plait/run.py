@@ -9,10 +9,9 @@ from __future__ import annotations
 import heapq
 import inspect
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
-from itertools import islice
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -20,6 +19,7 @@ from plait import pools, wire
 from plait.chunks import ChunkSizer
 from plait.errors import NotPicklable
 from plait.host import cpu_count, monotonic
+from plait.inputs import READ_S, DirectInput, Input, ThreadedInput
 from plait.outcome import Call, Chunk, Finished, Outcome, short
 from plait.plan import Facts, Plan, choose
 from plait.probe import Probe
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Run", "is_coroutine"]
 
-# Reading the input this long at a time; then it is looked whether something finished.
-READ_S = 0.005
 # Where results are read as they come, so many chunks' worth of tasks may wait unread.
 UNREAD_CHUNKS = 4
 LEAST_UNREAD = 8  # for each worker
@@ -75,6 +73,7 @@ class Run:
         self._call = call
         self._total = total
         self._items = iter(items)
+        self._input: Input = DirectInput(iter(()))  # until it starts
         self._options = options
         self._backend = backend
         self._keeps = keeps
@@ -83,7 +82,6 @@ class Run:
         self._handed_out = 0
         self._depth = 1  # chunks that a worker may have at once
         self._feeds = True  # false once the input ended, an error stopped it, or it was cancelled
-        self._input_error: BaseException | None = None
         self._lane: Lane | None = None
         self._is_cancelled = False
         self._show: Show | None = None
@@ -115,14 +113,25 @@ class Run:
 
         May be called from any thread; where another one is iterating, that one ends it.
         """
-        self._feeds = False
         self._is_cancelled = True
-        try:
+        self.stop()
+        # A generator that is running, in another thread, cannot be closed; but it was woken.
+        with suppress(ValueError):
             self._outcomes.close()
             self._stretches.close()
-        except ValueError:  # the generator is running, in another thread
-            if self._lane is not None:
-                self._lane.wake()
+
+    def stop(self) -> None:
+        """Read no more input; what was started goes on, and its outcomes come.
+
+        May be called from any thread, and from a signal handler.
+        """
+        self._feeds = False
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._lane is not None:
+            self._lane.wake()
+        self._input.wake()
 
     @property
     def outcomes(self) -> list[Outcome]:
@@ -143,8 +152,8 @@ class Run:
             self._handed_out += len(finished.values)
             if not self._keeps:
                 del self._kept[finished.first]
-        if self._input_error is not None:
-            raise self._input_error
+        if self._input.error is not None:
+            raise self._input.error
 
     def collect(self) -> None:
         """Run to the end, or to the first error that stops it."""
@@ -154,8 +163,8 @@ class Run:
                     break
         finally:
             self._stretches.close()
-        if self._input_error is not None:
-            raise self._input_error
+        if self._input.error is not None:
+            raise self._input.error
 
     def finished(self) -> list[Finished]:
         """Return what finished and was not handed out, in the order that the options ask for."""
@@ -177,11 +186,21 @@ class Run:
             )
             self._started = monotonic()
             stack.callback(self._stop_clock)
+            self._input = self._open_input()
+            stack.callback(self._input.close)
             yield from self._take_sample()
             if self.plan is None:
                 self.plan = self.report.plan = self._choose(None)
             if self._feeds:
                 yield from self._work(self._open(stack), self.plan)
+
+    def _open_input(self) -> Input:
+        """Read the input here, or in a thread if somebody waits for results meanwhile."""
+        if self._keeps or self._total is not None:
+            return DirectInput(self._items)
+        if self._options.backend == "serial":  # the plain loop, for debugging too
+            return DirectInput(self._items, one_by_one=True)
+        return ThreadedInput(self._items, self._wake)
 
     def _open(self, stack: ExitStack) -> Lane:
         assert self.plan is not None
@@ -209,9 +228,13 @@ class Run:
         )
         while not self._is_cancelled:
             is_full = self._feed(lane, sizer, plan.max_workers)
-            if not lane.pending and not self._feeds:
+            if lane.pending:
+                batch = lane.wait_outcomes(None if is_full else 0.0)
+            elif self._feeds:
+                self._input.wait()
+                continue
+            else:
                 return
-            batch = lane.wait_outcomes(None if is_full else 0.0)
             for finished in batch:  # all of them, before the reader may leave at the first
                 sizer.learn(len(finished.values), finished.seconds)
                 self._note(finished)
@@ -223,44 +246,30 @@ class Run:
             size = sizer.next(None if self._total is None else self._total - self._fed)
             if lane.pending >= workers * (self._depth if size.brief else 1):
                 return True
-            room = self._room(size.tasks * workers * self._depth, workers)
-            if room <= 0:
-                return True
             started = monotonic()
             first = self._fed
-            items = self._read(min(size.tasks, room))
-            if items:
-                lane.submit(Chunk(first, items, size.together, size.brief))
+            items = self._take(size.tasks, size.tasks * workers * self._depth, workers)
+            if not items:
+                return True
+            lane.submit(Chunk(first, items, size.together, size.brief))
             if monotonic() - started > READ_S:
                 return False
         return True
 
-    def _room(self, in_flight: int, workers: int) -> int:
-        """Return how many more tasks may be fed before results must be read."""
-        if self._keeps:
-            return in_flight
-        asked = self._options.buffersize
-        auto = max(UNREAD_CHUNKS * in_flight, LEAST_UNREAD * workers)
-        return (asked if isinstance(asked, int) else auto) - (self._fed - self._handed_out)
-
-    def _read(self, count: int) -> list[Any]:
-        """Return up to ``count`` next items, fewer if the input is slow, none at its end."""
-        items: list[Any] = []
-        step = 1
-        until = monotonic() + READ_S
-        try:
-            while len(items) < count and self._feeds:
-                before = len(items)
-                items.extend(islice(self._items, min(step, count - before)))
-                if len(items) == before:
-                    self._feeds = False
-                if monotonic() > until:
-                    break
-                step *= 4
-        except Exception as error:  # noqa: BLE001  what was fed is finished first, then it is raised
-            self._input_error = error
-            self._feeds = False
+    def _take(self, count: int, in_flight: int, workers: int) -> list[Any]:
+        """Take items, at most ``count`` and as many as may be under way or wait unread."""
+        if not self._feeds:
+            return []
+        if not self._keeps:
+            asked = self._options.buffersize
+            auto = max(UNREAD_CHUNKS * in_flight, LEAST_UNREAD * workers)
+            allowed = self._handed_out + (asked if isinstance(asked, int) else auto)
+            self._input.allow(allowed)
+            count = min(count, allowed - self._fed)
+        items = self._input.take(count)
         self._fed += len(items)
+        if self._input.has_ended:
+            self._feeds = False
         return items
 
     def _note(self, finished: Finished) -> None:
@@ -289,11 +298,19 @@ class Run:
             return
         if self._options.initializer is not None:
             self._options.initializer(*self._options.initargs)
-        probe = Probe(self._call, self._read)
+        probe = Probe(self._call, self._take_now)
         while self._feeds and (finished := probe.step()) is not None:
             self._note(finished)
             yield finished
         self.plan = self.report.plan = self._choose(probe)
+
+    def _take_now(self, count: int) -> list[Any]:
+        """Take items for the sample; wait for the first if need be."""
+        while self._feeds:
+            if items := self._take(count, count, 1):
+                return items
+            self._input.wait()
+        return []
 
     def _choose(self, probe: Probe | None) -> Plan:
         if self._backend is not None:

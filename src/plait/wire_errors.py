@@ -91,10 +91,9 @@ def traceback_text(error: BaseException) -> str:
 
 
 def _without_own_frames(tb: TracebackType | None) -> TracebackType | None:
-    first = tb
     while tb is not None and tb.tb_frame.f_globals.get("__name__", "").startswith("plait."):
         tb = tb.tb_next
-    return tb or first
+    return tb
 
 
 def _pack_node(exc: BaseException, place_of: Any) -> _Node:

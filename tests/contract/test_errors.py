@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -64,20 +65,20 @@ def fail(item: Any) -> Any:
     if item == "lock":
         raise HoldsLock("locked up")
     if item == "unbuildable":
-        error = Exception.__new__(Unbuildable, 1, 2, 3)
-        error.args = (1,)
-        raise error
+        unbuildable = Exception.__new__(Unbuildable, 1, 2, 3)
+        unbuildable.args = (1,)
+        raise unbuildable
     if item == "chain":
         try:
-            {}["missing"]
-        except KeyError as error:
-            raise ValueError("no such key") from error
+            os.environ["PLAIT_MISSING"]
+        except KeyError as missing:
+            raise ValueError("no such key") from missing
     if item == "group":
         raise ExceptionGroup("both", [TwoArguments(1, "one"), OSError(2, "No such file", "b.txt")])
     if item == "note":
-        error = ValueError("noted")
-        error.add_note("written by the task")
-        raise error
+        noted = ValueError("noted")
+        noted.add_note("written by the task")
+        raise noted
     if item == "exit":
         raise SystemExit(3)
     if item == "interrupt":
@@ -158,7 +159,7 @@ def test_an_exception_that_cannot_be_built_is_told_in_text(process_way: Way) -> 
     error = error_of(process_way, "unbuildable")
     assert type(error) is plait.RemoteError
     assert error.type_name.endswith("Unbuildable")
-    assert "raise error" in error.traceback_text
+    assert "raise unbuildable" in error.traceback_text
 
 
 def test_cause_and_context_stay(way: Way) -> None:
@@ -173,7 +174,7 @@ def test_an_exception_group_stays_whole(way: Way) -> None:
     error = error_of(way, "group")
     assert type(error) is ExceptionGroup
     assert error.message == "both"
-    two, missing = error.exceptions
+    two, missing = cast("tuple[Any, Any]", error.exceptions)
     assert (type(two), two.code) == (TwoArguments, 1)
     assert (missing.errno, missing.filename) == (2, "b.txt")
 

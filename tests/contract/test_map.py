@@ -107,13 +107,38 @@ def test_buffersize_one_lets_the_input_depend_on_the_results(way: Way) -> None:
     assert found[-1] == 1024
 
 
+def test_results_do_not_wait_for_the_next_item(way: Way) -> None:
+    seen = threading.Event()
+
+    def source() -> Iterator[int]:
+        yield from range(5)
+        assert seen.wait(30)
+        yield 5
+
+    for options in (way.options, {"backend": "auto"}):
+        seen.clear()
+        values = plait.imap(way.fn(double), source(), **options)
+        assert [next(values) for _ in range(5)] == [0, 2, 4, 6, 8]
+        seen.set()
+        assert list(values) == [10]
+
+
+def test_stop_reads_no_more_and_finishes_what_was_read(way: Way) -> None:
+    run = plait.run(way.fn(double), itertools.count(), ordered=True, **way.options)
+    assert next(run).value == 0
+    run.stop()
+    values = [outcome.value for outcome in run]
+    assert values == list(range(2, 2 * len(values) + 1, 2))
+    assert run.report.tasks == len(values) + 1
+
+
 def test_input_that_raises_midway_delivers_what_was_fed(way: Way) -> None:
     def source() -> Iterator[int]:
         yield from range(5)
         raise OSError("the disk is gone")
 
     run = plait.run(way.fn(double), source(), **way.options)
-    values = []
+    values: list[int] = []
     with pytest.raises(OSError, match="the disk is gone"):
         values.extend(outcome.value for outcome in run)
     assert sorted(values) == [0, 2, 4, 6, 8]
@@ -149,7 +174,7 @@ def test_outcomes_tell_times_and_workers(way: Way) -> None:
         assert (outcome.pid != os.getpid()) == way.is_process
         assert outcome.worker
         assert outcome.seconds >= 0
-    starts = {}
+    starts: dict[str, float] = {}
     for outcome in outcomes:  # a worker runs one task after the other
         assert starts.get(outcome.worker, 0) <= outcome.started
         starts[outcome.worker] = outcome.started

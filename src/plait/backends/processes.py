@@ -147,11 +147,9 @@ class ProcessBackend:
             return arrived
 
     def wake(self, lane: ProcessLane) -> None:
-        """Have the thread that waits for a lane return from ``wait``."""
-        with self.lock:
-            lane.is_woken = True
-            lane.arrived.notify()
-            self._turns.ring()
+        """Have the thread that waits for a lane return from ``wait``; takes no lock."""
+        lane.is_woken = True
+        self._turns.ring()
 
     def close_lane(self, lane: ProcessLane) -> list[Report | Death]:
         """End what a lane has going, and return what arrived."""
@@ -326,7 +324,7 @@ class ProcessBackend:
     def _break(self, error: PlaitError) -> None:
         if self._broken is None or isinstance(error, PoolClosed):
             self._broken = error
-        self._turns.notify_all()
+        self._turns.ring()
 
     # --- Chunks ----------------------------------------------------------------------
 

@@ -39,7 +39,8 @@ class Turns:
         self._sleeping: set[threading.Condition] = set()  # of threads that wait for the driver
         self._bell, self._bell_end = socket.socketpair()
         self._bell.setblocking(False)
-        self.watch(self._bell, selectors.EVENT_READ, lambda *_: self._bell.recv(4096))
+        self._bell_end.setblocking(False)
+        self.watch(self._bell, selectors.EVENT_READ, self._hear_bell)
 
     def watch(self, file: HasFileno, mask: int, handler: Handler) -> None:
         """Have ``handler(file, mask)`` called, with the lock, when something is ready."""
@@ -50,7 +51,8 @@ class Turns:
             self._selector.modify(file, mask, handler)
         else:
             return
-        self.ring()  # not every kind of selector notices by itself
+        if self._is_driven:  # not every kind of selector notices by itself
+            self.ring()
 
     def unwatch(self, file: HasFileno) -> None:
         """Wait for it no longer; may be called again, but not after it was closed."""
@@ -58,16 +60,18 @@ class Turns:
             self._selector.unregister(file)
 
     def ring(self) -> None:
-        """Wake the thread that drives, if there is one."""
-        if self._is_driven:
-            with suppress(OSError):
-                self._bell_end.send(b"!")
+        """Have every waiting thread look again whether it is done.
 
-    def notify_all(self) -> None:
-        """Wake every thread: something has changed for all of them."""
+        Takes no lock: it may be called from a signal handler, amid anything. Rings also if
+        nobody drives yet: a thread may be about to.
+        """
+        with suppress(OSError):
+            self._bell_end.send(b"!")
+
+    def _hear_bell(self, *_: object) -> None:
+        self._bell.recv(4096)
         for arrived in self._sleeping:
             arrived.notify()
-        self.ring()
 
     def wait_until(
         self, is_done: Callable[[], bool], arrived: threading.Condition, deadline: float | None

@@ -1,0 +1,332 @@
+"""The command line: ``plait map MODULE:FUNCTION ITEM...``.
+
+Results are JSON Lines on stdout, and nothing else ever is: while plait runs, file
+descriptor 1 leads to stderr, for this process and for all that it starts, and only
+plait itself writes to what stdout was before.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, redirect_stdout, suppress
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, NoReturn, cast
+
+import typer
+
+import plait
+from plait.cli_items import UsageError, load_function, open_items
+from plait.errors import OptionError, PlaitError, UnknownOption
+from plait.json_lines import json_line
+from plait.options import BACKENDS, START_METHODS, OptionArgs, Options
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from plait.outcome import Outcome
+
+__all__ = ["app", "main"]
+
+FAILED, USAGE, INTERRUPTED = 1, 2, 128 + signal.SIGINT
+CLOSED_PIPE = 128 + 13  # what a shell shows for a program that SIGPIPE ended
+SHOW_CURSOR = "\x1b[?25h"  # a progress bar hides it
+
+ON_ERROR = ("return", "raise")  # "finish" is "return" here: each line is an outcome
+
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Run your function over your items on the right kind of worker, and lose nothing.",
+)
+
+
+def main() -> None:
+    """Run the command line; does not return."""
+    app(prog_name="plait")
+
+
+@app.callback(invoke_without_command=True)
+def _plait(
+    context: typer.Context,
+    *,
+    version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"plait {plait.__version__}")
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+# --- plait map ---------------------------------------------------------------------------
+
+# In a paragraph that begins with \b every release of typer keeps the lines as they are.
+MAP_HELP = """\
+Call a function with every item and print the results as JSON Lines.
+
+FUNCTION is imported from MODULE, which is installed or in the current directory. \
+Items come from the arguments, from --range, or from --input, one on each line. \
+They are text, unless --jsonl says that they are JSON.
+
+Each line on stdout is one result: {"index": 0, "item": "a.jpg", "value": 17}, or, \
+in place of the value, {"error": {"type": ..., "message": ..., "traceback": ...}}. \
+Everything else goes to stderr, what your function prints too.
+
+\bExamples:
+  plait map math:factorial --range 1 10
+  plait map math:sqrt --jsonl 4 2.25
+  plait map photos:thumbnail 'photos/*.jpg' --report > thumbnails.jsonl
+  cat urls.txt | plait map pages:fetch --input - --max-workers 20
+"""
+MAP_EPILOG = """\
+What JSON does not have: NaN and infinity become "NaN", "Infinity" and "-Infinity"; \
+integers of thousands of digits hexadecimal strings; dataclasses and mappings objects; \
+sets sorted lists; arrays lists; paths, decimals and UUIDs strings; dates ISO 8601; \
+enum members their value; anything else its repr.
+
+Exit codes: 0 all well, 1 some tasks failed, 2 wrong usage, 130 interrupted. \
+Ctrl-C lets the running tasks finish; Ctrl-C again ends at once.
+"""
+
+_Items = partial(typer.Option, rich_help_panel="Items, from one of three sources")
+_Work = partial(typer.Option, rich_help_panel="How they are run")
+_Output = partial(typer.Option, rich_help_panel="What is shown")
+
+_FUNCTION_HELP = "Where to find it, for example math:sqrt or images:Photo.open."
+_ITEM_HELP = "The items. Patterns like '*.jpg' stand for the files that they match."
+_INPUT_HELP = "A file with one item on each line; - is standard input. It may be endless."
+_JSONL_HELP = "Items are JSON values: 4 is a number, [1, 2] a list."
+_BACKEND_HELP = "The kind of worker; auto measures the first tasks and chooses."
+_BUFFER_HELP = "Items read ahead, or done and waiting for their turn to be printed."
+_START_HELP = "Processes are forked from a small server, or each started as a fresh Python."
+_ERROR_HELP = "After a task failed: go on, or start nothing more."
+_ORDER_HELP = "Print results in the order of the items, or as soon as they are there."
+_PROGRESS_HELP = "A bar on stderr; by default where stderr is a terminal and stdout is none."
+
+
+@app.command("map", help=MAP_HELP, epilog=MAP_EPILOG)
+def _map(
+    function: Annotated[str, typer.Argument(metavar="MODULE:FUNCTION", help=_FUNCTION_HELP)],
+    items: Annotated[list[str] | None, typer.Argument(metavar="ITEM", help=_ITEM_HELP)] = None,
+    *,
+    range_: Annotated[
+        tuple[int, int] | None,
+        _Items("--range", metavar="A B", help="The integers from A to B, both included."),
+    ] = None,
+    input_: Annotated[str | None, _Items("--input", metavar="FILE", help=_INPUT_HELP)] = None,
+    jsonl: Annotated[bool, _Items("--jsonl", help=_JSONL_HELP)] = False,
+    backend: Annotated[str, _Work(metavar="|".join(BACKENDS), help=_BACKEND_HELP)] = "auto",
+    max_workers: Annotated[str | None, _Work(metavar="N", help="How many at most.")] = None,
+    chunksize: Annotated[str, _Work(metavar="N|auto", help="Tasks sent together.")] = "auto",
+    buffersize: Annotated[str, _Work(metavar="N|auto", help=_BUFFER_HELP)] = "auto",
+    start_method: Annotated[
+        str | None, _Work(metavar="|".join(START_METHODS), help=_START_HELP)
+    ] = None,
+    on_error: Annotated[str, _Work(metavar="|".join(ON_ERROR), help=_ERROR_HELP)] = "return",
+    ordered: Annotated[bool, _Output("--ordered/--no-ordered", help=_ORDER_HELP)] = True,
+    progress: Annotated[
+        bool | None, _Output("--progress/--no-progress", help=_PROGRESS_HELP)
+    ] = None,
+    report: Annotated[
+        bool, _Output("--report", help="At the end, the run in numbers, on stderr.")
+    ] = False,
+) -> None:
+    given = {
+        "backend": backend,
+        "max_workers": _number(max_workers),
+        "chunksize": _number(chunksize),
+        "buffersize": _number(buffersize),
+        "start_method": start_method,
+        "on_error": on_error,
+        "ordered": ordered,
+        "progress": _is_watched() if progress is None else progress,
+    }
+    with _exit_codes(), _take_stdout() as out:
+        options = _check(given)
+        with open_items(items or [], range_, input_, jsonl=jsonl) as source:
+            mapping = _Mapping(load_function(function), source, options, out)
+            try:
+                code = mapping.run()
+            finally:
+                if report:
+                    _say(str(mapping.report))
+            if mapping.misread is not None and not jsonl:
+                _say(
+                    f"plait: the item {mapping.misread!r} was text, as all items are; "
+                    "with --jsonl it is read as JSON, a number for example"
+                )
+        raise typer.Exit(code)
+
+
+def _number(text: str | None) -> int | str | None:
+    """Return what may be a number as one; whether it had to be, the options know."""
+    try:
+        return None if text is None else int(text)
+    except ValueError:
+        return text
+
+
+def _check(given: dict[str, Any]) -> OptionArgs:
+    if given["on_error"] not in ON_ERROR:
+        allowed = "one of " + ", ".join(map(repr, ON_ERROR))
+        raise OptionError("on_error", given["on_error"], allowed)
+    Options.of(given)
+    return cast("OptionArgs", given)
+
+
+def _is_watched() -> bool:
+    """Whether a bar helps: results that run over the terminal show the progress themselves."""
+    return sys.stderr is not None and sys.stderr.isatty() and not os.isatty(1)
+
+
+# --- The run -----------------------------------------------------------------------------
+
+
+class _Mapping:
+    """One ``plait map``: runs, prints what is done, and hears Ctrl-C.
+
+    The first Ctrl-C stops the reading of input; what runs can finish and is printed. The
+    second ends the program here and now; its workers do not outlive it.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        source: Iterable[Any],
+        options: OptionArgs,
+        out: BinaryIO,
+    ) -> None:
+        self._run = plait.run(function, source, **options)
+        self._stops_at_error = options["on_error"] == "raise"
+        self._out = out
+        self._printed = 0
+        self._is_interrupted = False
+        self.misread: str | None = None  # an item that the function took for a number
+
+    @property
+    def report(self) -> plait.Report:
+        """The run in numbers."""
+        return self._run.report
+
+    def run(self) -> int:
+        """Run the tasks, print their outcomes, and return the exit code for them."""
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # nohup ignores it
+            signal.signal(signal.SIGINT, self._interrupt)
+        try:
+            with self._run:
+                for outcome in self._run:
+                    self._print(outcome)
+        except (UsageError, PlaitError):
+            self._tell_failures()
+            raise
+        self._tell_failures()
+        if self._is_interrupted:
+            _say(f"plait: interrupted; outcomes done and printed: {self._printed}")
+            return INTERRUPTED
+        return FAILED if self.report.errors else 0
+
+    def _interrupt(self, signum: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        if self._is_interrupted:
+            _shout("plait: ended now; what ran is lost\n")
+            os._exit(INTERRUPTED)  # raising would wait for the threads, which cannot be ended
+        self._is_interrupted = True
+        _shout("plait: interrupted; what runs may finish, Ctrl-C again ends it\n")
+        self._run.stop()
+
+    def _print(self, outcome: Outcome) -> None:
+        try:
+            self._out.write(json_line(outcome))
+            self._out.flush()
+        except OSError as error:
+            raise _OutputError(error) from None
+        self._printed += 1
+        is_text = isinstance(outcome.item, str)
+        if is_text and isinstance(outcome.error, TypeError | AttributeError) and not self.misread:
+            self.misread = outcome.item if _is_number(outcome.item) else None
+
+    def _tell_failures(self) -> None:
+        if self.report.errors:
+            rest = "; nothing was started after the first error" if self._stops_at_error else ""
+            _say(f"plait: {self.report.errors} of {self.report.tasks} tasks failed{rest}")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+# --- Standard streams, exit codes --------------------------------------------------------
+
+
+class _OutputError(Exception):
+    """The results cannot be written: nobody reads them any more, or the disk is full."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(f"the results cannot be written: {error.strerror}.")
+        self.is_closed_pipe = isinstance(error, BrokenPipeError)
+
+
+@contextmanager
+def _take_stdout() -> Iterator[BinaryIO]:
+    """Keep stdout for the results, and let all else that is printed go to stderr.
+
+    The copy is not inherited by workers, so whoever reads it sees its end when plait ends.
+    """
+    try:
+        saved = os.dup(1)
+    except OSError:
+        raise UsageError("standard output is closed, so the results could go nowhere.") from None
+    stderr = os.open(os.devnull, os.O_WRONLY) if sys.stderr is None else 2
+    os.dup2(stderr, 1)
+    out = os.fdopen(saved, "wb")
+    try:
+        with redirect_stdout(sys.stderr):
+            yield out
+    finally:
+        with suppress(OSError):  # each line was flushed, and what could not be has been told
+            out.close()
+
+
+@contextmanager
+def _exit_codes() -> Iterator[None]:
+    """Turn what ends the command into a sentence on stderr and an exit code."""
+    try:
+        yield
+    except (UsageError, OptionError, UnknownOption) as error:
+        _leave(USAGE, str(error))
+    except PlaitError as error:
+        _leave(FAILED, str(error))
+    except _OutputError as error:
+        if error.is_closed_pipe:  # as with "| head": no mistake, and nothing to say
+            raise typer.Exit(CLOSED_PIPE) from None
+        _leave(FAILED, str(error))
+    except KeyboardInterrupt:
+        _leave(INTERRUPTED, "interrupted")
+
+
+def _leave(code: int, text: str) -> NoReturn:
+    _say(f"plait: {text}")
+    raise typer.Exit(code)
+
+
+def _say(text: str) -> None:
+    with suppress(OSError):  # stderr may be a closed pipe
+        if sys.stderr is not None:
+            print(text, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def _shout(text: str) -> None:
+    """Write to stderr from a signal handler, which may have come amid another write."""
+    with suppress(OSError):
+        start = "\n" + SHOW_CURSOR if os.isatty(2) else ""
+        os.write(2, (start + text).encode())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,198 @@
+"""Where the items come from: read by whoever iterates, or by a thread of their own.
+
+A generator may wait for its next item as long as it likes: a line of standard input, a
+message, a result of an earlier task. Meanwhile results that are there must be handed
+out, and items that were read must be run. So where results are handed out one by one and
+the input could wait (it has no length), a thread reads it, and nobody else waits for it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from itertools import islice
+from queue import SimpleQueue
+from typing import Any, Protocol
+
+from plait.host import monotonic
+
+__all__ = ["DirectInput", "Input", "ThreadedInput"]
+
+READ_S = 0.005
+"""Reading this long at a time; then it is looked whether something finished."""
+CLOSE_S = 1.0
+"""How long the end of a reading thread is waited for; the user's generator may be stuck."""
+GROWTH = 4
+
+
+class Input(Protocol):
+    """The items of a run, on their way in."""
+
+    error: BaseException | None  # what the user's iterator raised
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether there is nothing more to take."""
+        ...
+
+    def allow(self, count: int) -> None:
+        """Let so many items be read, counted from the first."""
+        ...
+
+    def take(self, count: int) -> list[Any]:
+        """Return up to ``count`` of the next items: those that can be had without waiting."""
+        ...
+
+    def wait(self) -> None:
+        """Block until there is something to take, or the end, or somebody called ``wake``."""
+        ...
+
+    def wake(self) -> None:
+        """End a ``wait``; may be called from a signal handler."""
+        ...
+
+    def close(self) -> None:
+        """Read no more."""
+        ...
+
+
+class _StopReading(KeyboardInterrupt):
+    """Raised by a signal handler in the thread that waits for an item, to end the waiting."""
+
+
+class DirectInput:
+    """Items that are read by whoever takes them: as with the plain loop, in its thread."""
+
+    def __init__(self, items: Iterator[Any], *, one_by_one: bool = False) -> None:
+        self._items = items
+        self._one_by_one = one_by_one  # another item might have to be waited for
+        self._reading: int | None = None  # the thread that is in the user's iterator
+        self.error: BaseException | None = None
+        self.has_ended = False
+
+    def allow(self, count: int) -> None:
+        """Do nothing: nothing is read before it is taken."""
+
+    def take(self, count: int) -> list[Any]:
+        """Read up to ``count`` items, fewer if the input is slow."""
+        items: list[Any] = []
+        step = 1
+        until = monotonic() + READ_S
+        try:
+            self._reading = threading.get_ident()
+            while len(items) < count and not self.has_ended:
+                before = len(items)
+                items.extend(islice(self._items, min(step, count - before)))
+                self.has_ended = len(items) == before
+                if self._one_by_one or monotonic() > until:
+                    break
+                step *= GROWTH
+        except Exception as error:  # noqa: BLE001  raised once what was read is finished
+            self.error = error
+            self.has_ended = True
+        except _StopReading:
+            self.has_ended = True
+        finally:
+            self._reading = None
+        return items
+
+    def wait(self) -> None:
+        """Return at once: taking is waiting."""
+
+    def wake(self) -> None:
+        """Leave the user's iterator, if this is a signal handler that came amid it."""
+        if self._reading == threading.get_ident():
+            raise _StopReading
+
+    def close(self) -> None:
+        """Read no more."""
+        self.has_ended = True
+
+
+class ThreadedInput:
+    """Items that a thread reads ahead, as far as it is allowed to."""
+
+    def __init__(self, items: Iterator[Any], on_arrival: Callable[[], None]) -> None:
+        """``on_arrival`` is called when something can be taken after nothing could."""
+        self._items = items
+        self._on_arrival = on_arrival
+        self._buffer: deque[Any] = deque()
+        self._tokens: SimpleQueue[None] = SimpleQueue()  # a reentrant one, for signal handlers
+        self._has_room = threading.Condition()  # guards the next two
+        self._allowed = 0
+        self._is_closed = False
+        self._is_starving = False  # somebody wants to be told when an item arrives
+        self._is_read = False  # to the end
+        self.error: BaseException | None = None
+        self._thread = threading.Thread(target=self._read, name="plait-reader", daemon=True)
+        self._thread.start()
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether all items were taken."""
+        return self._is_read and not self._buffer
+
+    def _read(self) -> None:
+        count = 0
+        try:
+            while count < self._allowed or self._wait_for_room(count):
+                self._buffer.append(next(self._items))
+                count += 1
+                if self._is_starving:
+                    self._tell()
+        except StopIteration:
+            pass
+        except BaseException as error:  # noqa: BLE001  raised where the results are read
+            self.error = error
+        self._is_read = True
+        self._tell()
+
+    def _wait_for_room(self, count: int) -> bool:
+        with self._has_room:
+            self._has_room.wait_for(lambda: count < self._allowed or self._is_closed)
+            return not self._is_closed
+
+    def _tell(self) -> None:
+        self._is_starving = False
+        self._tokens.put(None)
+        self._on_arrival()
+
+    def allow(self, count: int) -> None:
+        """Let the thread read up to ``count`` items in all."""
+        if count > self._allowed and not self._is_closed:
+            with self._has_room:
+                self._allowed = count
+                self._has_room.notify()
+
+    def take(self, count: int) -> list[Any]:
+        """Return up to ``count`` items that were read."""
+        items: list[Any] = []
+        if not self._buffer:
+            # Say so before looking again. The other order loses an item: 1. nothing is there;
+            # 2. the thread reads one and sees that nobody is starving; 3. we wait for ever.
+            self._is_starving = True
+        while self._buffer and len(items) < count:
+            items.append(self._buffer.popleft())
+        return items
+
+    def wait(self) -> None:
+        """Block until there is something to take, or the end, or a ``wake``."""
+        self._is_starving = True
+        if not self._buffer and not self._is_read:
+            self._tokens.get()
+
+    def wake(self) -> None:
+        """End a ``wait``."""
+        self._tokens.put(None)
+
+    def close(self) -> None:
+        """Read no more; the thread ends once the user's iterator has returned."""
+        with self._has_room:
+            self._is_closed = True
+            self._allowed = 0
+            self._has_room.notify()
+        self._is_read = True
+        self._buffer.clear()
+        if self._thread is not threading.current_thread():
+            self._thread.join(CLOSE_S)
