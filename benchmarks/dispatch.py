@@ -152,7 +152,8 @@ def claim_round_trip(bench: Bench) -> None:
 
 
 def claim_constant_memory(bench: Bench) -> None:
-    answer = json.loads(run_python(HERE / "endless.py", bench.rounds(15)))
+    ended = run_python(HERE / "endless.py", bench.rounds(15), stdout=subprocess.PIPE)
+    answer = json.loads(ended.stdout)
     bench.show(pairs.Race(**answer["race"]))
     growth = answer["growth"]
     bench.note(
@@ -213,13 +214,12 @@ def run_bare(fn: Callable[[int], object], items: list[int]) -> None:
         os.waitpid(pid, 0)
 
 
-def run_python(*arguments: object) -> str:
-    """Run a fresh Python, one that keeps its bytecode as usual, and return what it printed."""
+def run_python(*arguments: object, stdout: int | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a fresh Python to its end, one that keeps its bytecode as usual."""
     environ = dict(os.environ)
     environ.pop("PYTHONDONTWRITEBYTECODE", None)
     command = [sys.executable, *map(str, arguments)]
-    ended = subprocess.run(command, env=environ, stdout=subprocess.PIPE, check=True, text=True)
-    return ended.stdout
+    return subprocess.run(command, env=environ, stdout=stdout, check=True, text=True)
 
 
 # --- The script --------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 __all__ = ["BRIEF_S", "ChunkSizer", "Size"]
 
-TARGET_S = 0.004
+TARGET_S = 0.008
 """Work in a chunk."""
 BRIEF_S = 0.020
 """A chunk below this may wait at a worker behind another."""
@@ -61,7 +61,7 @@ class ChunkSizer:
 
         >>> sizer = ChunkSizer("auto", workers=2, task_s=0.001, measured=5)
         >>> sizer.next(remaining=1000).tasks
-        4
+        8
         >>> sizer.next(remaining=8).tasks
         2
         """

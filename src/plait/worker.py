@@ -19,8 +19,7 @@ __all__ = ["CATCH_ALL", "depth", "enter_worker", "invoke", "run_apart", "run_tog
 # KeyboardInterrupt too. The caller's own thread must stay interruptible, see serial.py.
 CATCH_ALL: tuple[type[BaseException], ...] = (BaseException,)
 
-# Results that took this long in all are sent before the next task starts: nobody waits
-# for the rest of a slow chunk, and a dying worker takes little with it.
+# Results that took this long in all are put into safety before the next task starts.
 FLUSH_S = 0.001
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import pickle
 import random
 import signal
 import socket
@@ -29,10 +30,13 @@ from plait.backends.messages import (
 )
 from plait.channel import receive_message, send_message
 from plait.errors import NotPicklable
-from plait.host import QueueClock
+from plait.host import QueueClock, monotonic
 from plait.outcome import Call, Stretch
 from plait.wire_errors import pack_error
 from plait.worker import FLUSH_S, enter_worker, run_apart, run_together
+
+# Results are sent at the end of a chunk, and in a longer one this often.
+SEND_S = 0.02
 
 __all__ = ["die_with_parent", "main", "main_spawned"]
 
@@ -96,6 +100,8 @@ class _Worker:
         self._page = page
         self._known: dict[int, Learn | Call] = {}
         self._queue_clock = QueueClock()
+        self._unsent: list[Results] = []
+        self._sent_at = 0.0
 
     def serve(self) -> None:
         if not self._set_up(receive_message(self._sock)):
@@ -136,6 +142,7 @@ class _Worker:
         return known
 
     def _work(self, work: Work) -> None:
+        self._sent_at = monotonic()
         if work.together:
             self._work_together(work)
         else:
@@ -159,6 +166,7 @@ class _Worker:
         def begin(place: int) -> bool:
             return self._page.begin(work.seq, place)
 
+        place = 0
         flush_s = FLUSH_S if self._page.is_shared else 0.0
         for stretch in run_apart(
             self._lazy_call(work),
@@ -168,7 +176,8 @@ class _Worker:
             begin=begin,
             flush_s=flush_s,
         ):
-            self._report(work.seq, stretch)
+            self._report(work.seq, stretch, place)
+            place += len(stretch.values)
 
     def _lazy_call(self, work: Work) -> Call:
         """Return the function; if it cannot be loaded, one that raises that for each task.
@@ -185,14 +194,28 @@ class _Worker:
 
         return Call(load_and_call, known.style)
 
-    def _report(self, seq: int, stretch: Stretch, *, unread: bool = False) -> None:
+    def _report(self, seq: int, stretch: Stretch, place: int = 0, *, unread: bool = False) -> None:
+        """Send results, or keep them in the box to be sent with the next ones.
+
+        Each message wakes the parent, which costs more than a task of a millisecond is
+        worth: so a chunk that is over soon sends one.
+        """
         values, errors, times, is_last, _ = stretch
         is_plain = wire.Packed not in set(map(type, values))
-        packed = {place: pack_error(error) for place, error in errors.items()}
+        packed = {offset: pack_error(error) for offset, error in errors.items()}
         queued_s = self._queue_clock.read_since_last()
-        self._send(
-            Results(seq, len(values), values, is_plain, packed, times, is_last, queued_s, unread)
-        )
+        results = Results(seq, place, values, is_plain, packed, times, is_last, queued_s, unread)
+        self._unsent.append(results)
+        is_due = is_last or monotonic() - self._sent_at >= SEND_S
+        if is_due or not self._keep(results):
+            self._send(self._unsent)
+            self._page.empty()
+            self._unsent = []
+            self._sent_at = monotonic()
+
+    def _keep(self, results: Results) -> bool:
+        is_large = any(type(value) is wire.Packed and value.buffers for value in results.values)
+        return not is_large and self._page.keep(pickle.dumps(results, wire.PROTOCOL))
 
 
 def _seal_result(value: Any) -> Any:

@@ -1,7 +1,7 @@
 """What parent and worker processes say to each other, and the page that they share.
 
 To a worker: Setup once, then Learn, Work and Forget. From it: Ready or StartFailed once,
-then Results. All but the objects of the user, which stay Packed until somebody wants
+then lists of Results. All but the objects of the user, which stay Packed until somebody wants
 them, is plain data, so that reading a message never runs foreign code.
 """
 
@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import mmap
 import os
+import struct
 import sys
 import tempfile
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -99,7 +101,7 @@ class StartFailed(NamedTuple):
 
 
 class Results(NamedTuple):
-    """The next ``tasks`` tasks of the chunk ``seq``, in its order, have been run.
+    """The next tasks of the chunk ``seq`` have been run, from ``place`` in it on.
 
     ``values`` are a list of each one sealed, or, if all of them are plain, just a list;
     None stands in the place of an error. For ``queued_s`` seconds the worker had no CPU,
@@ -108,7 +110,7 @@ class Results(NamedTuple):
     """
 
     seq: int
-    tasks: int
+    place: int
     values: list[Any]
     is_plain: bool
     errors: dict[int, PackedError]
@@ -120,7 +122,14 @@ class Results(NamedTuple):
 
 # --- The status page -------------------------------------------------------------------
 
-WORDS = 8  # of 8 bytes; the first is the worker's, the others the parent's
+RUNNING = 0  # the word in which the worker notes what it is about to run
+KEPT = 1  # the word in which it notes how much of the box is filled
+CANCELLED = 2  # the first of the words in which the parent notes what it no longer wants
+CANCEL_WORDS = 6
+WORDS = CANCELLED + CANCEL_WORDS  # of 8 bytes
+BOX_BYTES = 64 * 1024
+PAGE_BYTES = WORDS * 8 + BOX_BYTES
+SIZE = struct.Struct("<I")
 TOGETHER = 0xFFFFFFFF  # in the place of a task's number: some task of the chunk
 
 
@@ -128,34 +137,62 @@ class StatusPage:
     """A few words of memory shared by a worker and its parent. No system call, no lock.
 
     The worker notes which task it is about to run, so that after its death the parent
-    knows whom to blame. The parent notes which chunks it no longer wants. Each word has
-    one writer, and is written in one piece.
+    knows whom to blame, and keeps in the box what it has not sent: results of tasks that
+    must not run again. The parent notes which chunks it no longer wants. Each word has one
+    writer, and is written in one piece.
 
-    Without a page (no file descriptors can be handed over on Windows) a worker reports
-    after each task instead, and what it was told to run it runs.
+    Without a page (no file descriptors can be handed over on Windows) a worker sends the
+    result of each task at once instead, and what it was told to run it runs.
     """
 
     def __init__(self, fd: int) -> None:
         """Map the page behind a file descriptor, and close that; -1 is no page."""
         self._words: Any = [0] * WORDS
+        self._box = memoryview(b"")
         self.is_shared = fd >= 0
         if self.is_shared:
-            self._words = memoryview(mmap.mmap(fd, WORDS * 8)).cast("Q")
+            memory = memoryview(mmap.mmap(fd, PAGE_BYTES))
+            self._words = memory[: WORDS * 8].cast("Q")
+            self._box = memory[WORDS * 8 :]
             os.close(fd)
 
     def begin(self, seq: int, place: int) -> bool:
         """Note what the worker is about to run; False if the chunk is not wanted any more."""
-        self._words[0] = seq << 32 | place
-        return bool(self._words[1 + seq % (WORDS - 1)] != seq)
+        self._words[RUNNING] = seq << 32 | place
+        return bool(self._words[CANCELLED + seq % CANCEL_WORDS] != seq)
 
     def running(self) -> tuple[int, int]:
         """Return (seq, place) of the task that the worker noted last; seq 0 is none."""
-        word = int(self._words[0])
+        word = int(self._words[RUNNING])
         return word >> 32, word & 0xFFFFFFFF
 
     def cancel(self, seq: int) -> None:
         """Tell the worker that a chunk is not wanted any more."""
-        self._words[1 + seq % (WORDS - 1)] = seq
+        self._words[CANCELLED + seq % CANCEL_WORDS] = seq
+
+    def keep(self, data: bytes) -> bool:
+        """Keep what is not sent yet; False if there is no room for it."""
+        used = self._words[KEPT]
+        start = used + SIZE.size
+        if start + len(data) > len(self._box):
+            return False
+        self._box[used:start] = SIZE.pack(len(data))
+        self._box[start : start + len(data)] = data
+        self._words[KEPT] = start + len(data)  # last: a half-written entry does not count
+        return True
+
+    def empty(self) -> None:
+        """Forget what was kept: it has been sent."""
+        self._words[KEPT] = 0
+
+    def kept(self) -> Iterator[bytes]:
+        """Yield what a worker that died had kept."""
+        used, end = 0, self._words[KEPT]
+        while used < end:
+            start = used + SIZE.size
+            (size,) = SIZE.unpack(self._box[used:start])
+            yield bytes(self._box[start : start + size])
+            used = start + size
 
 
 def new_page_fd() -> int:
@@ -167,5 +204,5 @@ def new_page_fd() -> int:
     else:
         with tempfile.TemporaryFile() as file:  # unlinked as soon as it exists
             fd = os.dup(file.fileno())
-    os.truncate(fd, WORDS * 8)
+    os.truncate(fd, PAGE_BYTES)
     return fd

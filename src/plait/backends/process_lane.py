@@ -151,7 +151,7 @@ class ProcessLane:
         self._count(-int(results.is_last))
         if results.unread and not self.is_closed:
             self.submit(job.chunk.rest(0))
-        elif results.tasks:
+        elif results.values:
             yield Finished.of(job.chunk, done, _unpack_results(results), worker, pid)
 
     def _settle_death(self, death: Death) -> Iterator[Finished]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import pickle
 import selectors
 import sys
 import threading
@@ -256,8 +257,9 @@ class ProcessBackend:
                 self._turns.unwatch(worker.channel)  # its end will be told, see child.py
 
     def _hear(self, worker: _Worker, message: Any) -> None:
-        if isinstance(message, Results):
-            self._take_results(worker, message)
+        if isinstance(message, list):
+            for results in message:
+                self._take_results(worker, results)
         elif isinstance(message, Ready):
             worker.is_ready = True
             self._false_starts = 0
@@ -269,8 +271,10 @@ class ProcessBackend:
 
     def _take_results(self, worker: _Worker, results: Results) -> None:
         job = worker.jobs[0]
+        if (results.seq, results.place) != (job.seq, job.done):
+            return  # it was kept in the box although it had just been sent
         self._deliver(job, Report(job, job.done, results, worker.name, self._pid(worker)))
-        job.done += results.tasks
+        job.done += len(results.values)
         if results.is_last:
             worker.jobs.popleft()
             if worker.is_leaving and not worker.jobs:
@@ -292,6 +296,8 @@ class ProcessBackend:
             with suppress(EOFError):
                 while (message := worker.channel.receive()) is not None:
                     self._hear(worker, message)
+        for kept in worker.page.kept():
+            self._take_results(worker, pickle.loads(kept))
         self._hang_up(worker)
         del self._workers[worker.number]
         if not worker.is_ready and not worker.is_leaving:
