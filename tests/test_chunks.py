@@ -20,12 +20,12 @@ def test_long_tasks_stay_alone() -> None:
 def test_chunks_grow_step_by_step_towards_the_target_time() -> None:
     sizer = ChunkSizer("auto", workers=2)
     sizes = []
-    for _ in range(8):
+    for _ in range(9):
         size = sizer.next(remaining=None).tasks
         sizes.append(size)
         sizer.learn(size, size * 1e-5)
     assert sizes[:3] == [1, GROWTH, GROWTH * GROWTH]
-    assert sizes[-1] == int(TARGET_S / 1e-5 + 1e-9)
+    assert abs(sizes[-1] - TARGET_S / 1e-5) <= 1
 
 
 def test_tiny_tasks_go_together() -> None:

@@ -1,7 +1,7 @@
 """How many tasks travel together. Pure: numbers in, numbers out.
 
-A chunk aims at a few milliseconds of work: long enough that sending it costs little
-beside it, short enough that nobody waits for it. Towards the end of a known input the
+A chunk aims at some milliseconds of work: long enough that sending it, and waking the
+parent when it is done, costs little beside it, short enough that nobody waits for it. Towards the end of a known input the
 chunks shrink with what remains, so that the workers finish at the same time (factoring:
 Hummel, Schonberg, Flynn, CACM 35(8), 1992).
 """
@@ -12,9 +12,9 @@ from typing import Literal, NamedTuple
 
 __all__ = ["BRIEF_S", "ChunkSizer", "Size"]
 
-TARGET_S = 0.008
+TARGET_S = 0.015
 """Work in a chunk."""
-BRIEF_S = 0.020
+BRIEF_S = 0.040
 """A chunk below this may wait at a worker behind another."""
 TINY_S = 0.000_05
 """Tasks below this go together: one pickle, one time, nothing noted in between."""
@@ -61,7 +61,7 @@ class ChunkSizer:
 
         >>> sizer = ChunkSizer("auto", workers=2, task_s=0.001, measured=5)
         >>> sizer.next(remaining=1000).tasks
-        8
+        15
         >>> sizer.next(remaining=8).tasks
         2
         """

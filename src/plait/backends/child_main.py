@@ -36,7 +36,7 @@ from plait.wire_errors import pack_error
 from plait.worker import FLUSH_S, enter_worker, run_apart, run_together
 
 # Results are sent at the end of a chunk, and in a longer one this often.
-SEND_S = 0.02
+SEND_S = 0.05
 
 __all__ = ["die_with_parent", "main", "main_spawned"]
 
@@ -208,7 +208,7 @@ class _Worker:
         self._unsent.append(results)
         is_due = is_last or monotonic() - self._sent_at >= SEND_S
         if is_due or not self._keep(results):
-            self._send(self._unsent)
+            self._send(_merged(self._unsent))
             self._page.empty()
             self._unsent = []
             self._sent_at = monotonic()
@@ -216,6 +216,26 @@ class _Worker:
     def _keep(self, results: Results) -> bool:
         is_large = any(type(value) is wire.Packed and value.buffers for value in results.values)
         return not is_large and self._page.keep(pickle.dumps(results, wire.PROTOCOL))
+
+
+def _merged(parts: list[Results]) -> Results:
+    """Join results that follow each other in a chunk: the parent has less to do with one."""
+    if len(parts) == 1:
+        return parts[0]
+    first, last = parts[0], parts[-1]
+    errors = {
+        part.place - first.place + offset: error
+        for part in parts
+        for offset, error in part.errors.items()
+    }
+    return last._replace(
+        place=first.place,
+        values=[value for part in parts for value in part.values],
+        is_plain=all(part.is_plain for part in parts),
+        errors=errors,
+        times=[times for part in parts for times in part.times],
+        queued_s=sum(part.queued_s for part in parts),
+    )
 
 
 def _seal_result(value: Any) -> Any:

@@ -1,7 +1,7 @@
 """What parent and worker processes say to each other, and the page that they share.
 
 To a worker: Setup once, then Learn, Work and Forget. From it: Ready or StartFailed once,
-then lists of Results. All but the objects of the user, which stay Packed until somebody wants
+then Results. All but the objects of the user, which stay Packed until somebody wants
 them, is plain data, so that reading a message never runs foreign code.
 """
 

@@ -257,9 +257,8 @@ class ProcessBackend:
                 self._turns.unwatch(worker.channel)  # its end will be told, see child.py
 
     def _hear(self, worker: _Worker, message: Any) -> None:
-        if isinstance(message, list):
-            for results in message:
-                self._take_results(worker, results)
+        if isinstance(message, Results):
+            self._take_results(worker, message)
         elif isinstance(message, Ready):
             worker.is_ready = True
             self._false_starts = 0
