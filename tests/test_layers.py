@@ -51,7 +51,7 @@ LAYERS = (
     "cli",
 )
 # Loaded when used: other people's slow packages, and modules that one backend alone needs.
-SLOW = ("asyncio", "cloudpickle", "difflib", "rich", "typer")
+SLOW = ("asyncio", "cloudpickle", "difflib", "rich", "tempfile", "typer")
 LATE = (*SLOW, "importlib")
 ROOT = Path(plait.__file__).parent
 # lane and backend know each other; the lane only for the type.

@@ -422,6 +422,22 @@ def test_a_program_that_forks_has_pools_of_its_own(process_way: Way, run_python:
     assert done.stdout.splitlines() == ["[1]", "child [2]", "[3]"]
 
 
+AT_EXIT = """
+import pathlib, sys, time, plait
+executor = plait.Executor(1, "processes", start_method=sys.argv[1])
+executor.submit(time.sleep, 0.2)
+executor.submit(pathlib.Path("done").touch)
+"""
+
+
+def test_what_was_submitted_is_done_before_the_program_ends(
+    process_way: Way, run_python: RunPython, tmp_path: Path
+) -> None:
+    done = run_python("-X", "dev", "-W", "error", "-c", AT_EXIT, process_way.name)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "done").exists()
+
+
 def test_a_map_inside_a_task_starts_no_processes(process_way: Way) -> None:
     def inner(_: int) -> tuple[str, set[int]]:
         run = plait.run(lambda _: os.getpid(), range(5), backend="processes")

@@ -1,9 +1,9 @@
 """How many tasks travel together. Pure: numbers in, numbers out.
 
 A chunk aims at some milliseconds of work: long enough that sending it, and waking the
-parent when it is done, costs little beside it, short enough that nobody waits for it. Towards the end of a known input the
-chunks shrink with what remains, so that the workers finish at the same time (factoring:
-Hummel, Schonberg, Flynn, CACM 35(8), 1992).
+parent when it is done, costs little beside it, short enough that nobody waits for it.
+Towards the end of a known input the chunks shrink with what remains, so that the workers
+finish at the same time (factoring: Hummel, Schonberg, Flynn, CACM 35(8), 1992).
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ __all__ = ["BRIEF_S", "ChunkSizer", "Size"]
 
 TARGET_S = 0.015
 """Work in a chunk."""
+LEAST_S = 0.000_5
+"""Work in a chunk, at least, where it is measured: sending less is not worth its message."""
 BRIEF_S = 0.040
 """A chunk below this may wait at a worker behind another."""
 TINY_S = 0.000_05
@@ -75,5 +77,7 @@ class ChunkSizer:
             return 1
         tasks = min(TARGET_S / max(self.task_s, 1e-9), self._measured * GROWTH, MOST_TASKS)
         if remaining is not None:
-            tasks = min(tasks, -(-remaining // (2 * self._workers)))
+            # Not below what a message is worth, or the end would be a flock of tiny ones.
+            least = min(LEAST_S / max(self.task_s, 1e-9), remaining)
+            tasks = min(tasks, max(-(-remaining // (2 * self._workers)), least))
         return max(int(tasks), 1)

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from plait.backends import Backend, open_backend
+from plait.backends import Backend, close_servers, open_backend
 from plait.host import monotonic
 
 if TYPE_CHECKING:
@@ -111,7 +111,19 @@ class _Pools:
 
 
 _pools = _Pools()
-atexit.register(_pools.close)
+
+
+@atexit.register
+def _close_all() -> None:
+    """Close the pools, then what they share.
+
+    Exit functions run in the reverse order of their registration: this one, registered as
+    plait is imported, comes after that of executor.py, whose tasks need their workers.
+    """
+    _pools.close()
+    close_servers()
+
+
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_pools.abandon)
 

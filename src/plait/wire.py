@@ -23,7 +23,6 @@ __all__ = [
     "load",
     "pack",
     "seal",
-    "seal_list",
     "unseal",
 ]
 
@@ -80,11 +79,6 @@ def seal(obj: object, what: str = "object") -> Any:
     Raises NotPicklable.
     """
     return obj if type(obj) in PLAIN else pack(obj, what)
-
-
-def seal_list(objects: list[Any]) -> Any:
-    """Return what stands for a whole list in a message. Raises NotPicklable."""
-    return objects if PLAIN.issuperset(map(type, objects)) else pack(objects)
 
 
 def unseal(sealed: Any) -> Any:

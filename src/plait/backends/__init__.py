@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ from plait.backends.contract import Backend, Lane, Traits
 if TYPE_CHECKING:
     from plait.options import Options
 
-__all__ = ["Backend", "Lane", "Traits", "default_start_method", "open_backend"]
+__all__ = ["Backend", "Lane", "Traits", "close_servers", "default_start_method", "open_backend"]
 
 Initializer = Callable[[], object] | None
 
@@ -20,6 +21,13 @@ Initializer = Callable[[], object] | None
 def default_start_method() -> str:
     """Return "server" where processes can be forked, else "spawn"."""
     return "server" if hasattr(os, "fork") else "spawn"
+
+
+def close_servers() -> None:
+    """End what backends share and keep after the last pool is closed."""
+    child = sys.modules.get("plait.backends.child")
+    if child is not None:
+        child.close_server()
 
 
 def open_backend(name: str, max_workers: int, options: Options) -> Backend:

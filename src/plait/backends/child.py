@@ -13,7 +13,6 @@ that a task started may hold the channel open.
 
 from __future__ import annotations
 
-import atexit
 import os
 import signal
 import socket
@@ -30,7 +29,7 @@ from plait.channel import Channel
 from plait.errors import WorkerStartError
 from plait.host import python_arguments
 
-__all__ = ["Ended", "Launcher", "ServerLauncher", "SpawnLauncher"]
+__all__ = ["Ended", "Launcher", "ServerLauncher", "SpawnLauncher", "close_server"]
 
 # What a fresh interpreter runs: `-c BOOT module function numbers... -- sys.path...`.
 BOOT = (
@@ -154,9 +153,13 @@ class _Server:
 
 
 _server = _Server()
-atexit.register(_server.close)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_server.forget)
+
+
+def close_server() -> None:
+    """End the fork server, and with it all of its workers."""
+    _server.close()
 
 
 class ServerLauncher:

@@ -158,9 +158,10 @@ class _Worker:
             self._report(work.seq, Stretch([], {}, []), unread=True)
             return
         stretch = run_together(call, items)
-        if not wire.PLAIN.issuperset(map(type, stretch.values)):
+        is_plain = wire.PLAIN.issuperset(map(type, stretch.values))
+        if not is_plain:
             _seal_all(stretch)
-        self._report(work.seq, stretch)
+        self._report(work.seq, stretch, is_plain=is_plain)
 
     def _work_apart(self, work: Work) -> None:
         def begin(place: int) -> bool:
@@ -176,7 +177,8 @@ class _Worker:
             begin=begin,
             flush_s=flush_s,
         ):
-            self._report(work.seq, stretch, place)
+            is_plain = wire.Packed not in set(map(type, stretch.values))
+            self._report(work.seq, stretch, place, is_plain=is_plain)
             place += len(stretch.values)
 
     def _lazy_call(self, work: Work) -> Call:
@@ -194,14 +196,21 @@ class _Worker:
 
         return Call(load_and_call, known.style)
 
-    def _report(self, seq: int, stretch: Stretch, place: int = 0, *, unread: bool = False) -> None:
+    def _report(
+        self,
+        seq: int,
+        stretch: Stretch,
+        place: int = 0,
+        *,
+        is_plain: bool = True,
+        unread: bool = False,
+    ) -> None:
         """Send results, or keep them in the box to be sent with the next ones.
 
         Each message wakes the parent, which costs more than a task of a millisecond is
         worth: so a chunk that is over soon sends one.
         """
         values, errors, times, is_last, _ = stretch
-        is_plain = wire.Packed not in set(map(type, values))
         packed = {offset: pack_error(error) for offset, error in errors.items()}
         queued_s = self._queue_clock.read_since_last()
         results = Results(seq, place, values, is_plain, packed, times, is_last, queued_s, unread)

@@ -11,7 +11,6 @@ import mmap
 import os
 import struct
 import sys
-import tempfile
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -82,7 +81,7 @@ class Forget(NamedTuple):
 
 
 class Work(NamedTuple):
-    """A chunk: its items sealed as one list (together), or a list of each one sealed."""
+    """A chunk: its items packed as one list (together), or a list of each one sealed."""
 
     seq: int
     key: int
@@ -202,6 +201,8 @@ def new_page_fd() -> int:
     if hasattr(os, "memfd_create"):
         fd = os.memfd_create("plait-status", os.MFD_CLOEXEC)
     else:
+        import tempfile  # slow to import, and rarely needed
+
         with tempfile.TemporaryFile() as file:  # unlinked as soon as it exists
             fd = os.dup(file.fileno())
     os.truncate(fd, PAGE_BYTES)

@@ -88,7 +88,7 @@ class ProcessLane:
         self._count(1)
         try:
             if chunk.together:
-                items = wire.seal_list(chunk.items)
+                items: Any = wire.pack(chunk.items)
             else:
                 items = [wire.seal(item, "item") for item in chunk.items]
         except NotPicklable:

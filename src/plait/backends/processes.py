@@ -269,9 +269,9 @@ class ProcessBackend:
             self._break(broken)
 
     def _take_results(self, worker: _Worker, results: Results) -> None:
-        job = worker.jobs[0]
-        if (results.seq, results.place) != (job.seq, job.done):
-            return  # it was kept in the box although it had just been sent
+        job = worker.jobs[0] if worker.jobs else None
+        if job is None or (results.seq, results.place) != (job.seq, job.done):
+            return  # it was sent, and then found in the box as well: the worker died in between
         self._deliver(job, Report(job, job.done, results, worker.name, self._pid(worker)))
         job.done += len(results.values)
         if results.is_last:
@@ -284,8 +284,9 @@ class ProcessBackend:
         ended = self._launcher.take_ended()
         if self._launcher.is_lost:
             self._turns.unwatch(self._launcher)
-            self._launcher.renew()
-            self._turns.watch(self._launcher, selectors.EVENT_READ, self._count_dead)
+            if self._broken is None:
+                self._launcher.renew()
+                self._turns.watch(self._launcher, selectors.EVENT_READ, self._count_dead)
         for number, status in ended:
             self._bury(self._workers[number], status)
 
