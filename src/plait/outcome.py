@@ -84,11 +84,8 @@ class Chunk:
         return Chunk(self.first + done, self.items[done:])
 
 
-class Times(NamedTuple):
-    """When a task began (monotonic seconds) and how long it took (seconds)."""
-
-    started: float
-    seconds: float
+Times = tuple[float, float]
+"""When a task began (monotonic seconds) and how long it took (seconds); bare, as it travels."""
 
 
 class Stretch(NamedTuple):
@@ -132,15 +129,16 @@ class Finished:
     @property
     def seconds(self) -> float:
         """The time that the tasks took, added up."""
-        return sum(times.seconds for times in self.times)
+        return sum([seconds for _, seconds in self.times])
 
     def outcome(self, place: int) -> Outcome:
         """Unfold one task."""
         if len(self.times) == len(self.values):
             started, seconds = self.times[place]
         else:
-            seconds = self.times[0].seconds / len(self.values)
-            started = self.times[0].started + place * seconds
+            started, seconds = self.times[0]
+            seconds /= len(self.values)
+            started += place * seconds
         return Outcome(
             index=self.first + place,
             item=self.items[place],

@@ -80,7 +80,7 @@ def run_apart(
             errors[len(values)] = error
         ended = monotonic()
         values.append(value)
-        times.append(Times(started, ended - started))
+        times.append((started, ended - started))
         is_last = place == len(items) - 1
         if is_last or ended - unsent_since >= flush_s:
             yield Stretch(values, errors, times, is_last)
@@ -106,4 +106,4 @@ def run_together(
         except catch as error:
             errors[len(values)] = error
             values.append(None)
-    return Stretch(values, errors, [Times(started, monotonic() - started)])
+    return Stretch(values, errors, [(started, monotonic() - started)])

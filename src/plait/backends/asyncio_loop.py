@@ -14,7 +14,7 @@ from plait.backends.contract import Traits
 from plait.backends.inbox import Inbox
 from plait.errors import PlaitError, PoolClosed, WorkerStartError
 from plait.host import monotonic
-from plait.outcome import Call, Chunk, Finished, Stretch, Times
+from plait.outcome import Call, Chunk, Finished, Stretch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -156,7 +156,7 @@ class AsyncioLane:
             value = await (fn(*item) if self._call.style == "star" else fn(item))
         except BaseException as error:  # noqa: BLE001  also a cancelled task is that task's outcome
             errors[0] = error
-        return Stretch([value], errors, [Times(started, monotonic() - started)], is_last)
+        return Stretch([value], errors, [(started, monotonic() - started)], is_last)
 
     def wait_outcomes(self, timeout: float | None = None) -> list[Finished]:
         """Block until tasks finished."""

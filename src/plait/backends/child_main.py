@@ -212,19 +212,19 @@ class _Worker:
         """
         values, errors, times, is_last, _ = stretch
         packed = {offset: pack_error(error) for offset, error in errors.items()}
-        queued_s = self._queue_clock.read_since_last()
-        results = Results(seq, place, values, is_plain, packed, times, is_last, queued_s, unread)
+        results = Results(seq, place, values, is_plain, packed, times, is_last, 0.0, unread)
         self._unsent.append(results)
         is_due = is_last or monotonic() - self._sent_at >= SEND_S
         if is_due or not self._keep(results):
-            self._send(_merged(self._unsent))
+            queued_s = self._queue_clock.read_since_last()
+            self._send(_merged(self._unsent)._replace(queued_s=queued_s))
             self._page.empty()
             self._unsent = []
             self._sent_at = monotonic()
 
     def _keep(self, results: Results) -> bool:
         is_large = any(type(value) is wire.Packed and value.buffers for value in results.values)
-        return not is_large and self._page.keep(pickle.dumps(results, wire.PROTOCOL))
+        return not is_large and self._page.keep(pickle.dumps(tuple(results), wire.PROTOCOL))
 
 
 def _merged(parts: list[Results]) -> Results:
@@ -243,7 +243,6 @@ def _merged(parts: list[Results]) -> Results:
         is_plain=all(part.is_plain for part in parts),
         errors=errors,
         times=[times for part in parts for times in part.times],
-        queued_s=sum(part.queued_s for part in parts),
     )
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from plait import wire
 from plait.errors import NotPicklable, PlaitError, WorkerDied
 from plait.host import monotonic
-from plait.outcome import Call, Chunk, Finished, Stretch, Times, short
+from plait.outcome import Call, Chunk, Finished, Stretch, short
 from plait.wire_errors import load_error
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ def _name(fn: Any) -> str:
 
 
 def _failed(chunk: Chunk, place: int, error: PlaitError, worker: str, pid: int) -> Finished:
-    stretch = Stretch([None], {0: error}, [Times(monotonic(), 0.0)])
+    stretch = Stretch([None], {0: error}, [(monotonic(), 0.0)])
     return Finished.of(Chunk(chunk.first + place, [chunk.items[place]]), 0, stretch, worker, pid)
 
 

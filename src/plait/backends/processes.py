@@ -297,7 +297,7 @@ class ProcessBackend:
                 while (message := worker.channel.receive()) is not None:
                     self._hear(worker, message)
         for kept in worker.page.kept():
-            self._take_results(worker, pickle.loads(kept))
+            self._take_results(worker, Results(*pickle.loads(kept)))
         self._hang_up(worker)
         del self._workers[worker.number]
         if not worker.is_ready and not worker.is_leaving:
