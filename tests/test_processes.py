@@ -438,6 +438,19 @@ def test_what_was_submitted_is_done_before_the_program_ends(
     assert (tmp_path / "done").exists()
 
 
+ENDS = """
+import sys, plait
+from plait.backends import child
+plait.map(abs, [-1], backend="processes", start_method=sys.argv[1])
+child._Server._start = lambda self: print("a server was started at exit")
+"""
+
+
+def test_no_server_is_started_at_exit(process_way: Way, run_python: RunPython) -> None:
+    done = run_python("-X", "dev", "-W", "error", "-c", ENDS, process_way.name)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 def test_a_map_inside_a_task_starts_no_processes(process_way: Way) -> None:
     def inner(_: int) -> tuple[str, set[int]]:
         run = plait.run(lambda _: os.getpid(), range(5), backend="processes")

@@ -193,6 +193,31 @@ def test_workers_that_die_in_the_initializer_are_one_clear_error(process_way: Wa
         plait.map(abs, range(10), initializer=die, max_workers=2, **process_way.options)
 
 
+def test_a_worker_that_dies_just_after_sending_loses_and_repeats_nothing(
+    process_way: Way, tmp_path: Path
+) -> None:
+    """Its box still has what was sent; found there after the death, it must not count twice."""
+
+    def die_when_sent() -> None:
+        from plait.backends.messages import StatusPage
+
+        def die(_: object) -> None:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        StatusPage.empty = die  # type: ignore[method-assign, assignment]
+
+    def task(n: int) -> int:
+        with (tmp_path / str(n)).open("x"):
+            pass
+        time.sleep(0.0012)  # long enough to be kept in the box
+        return n
+
+    values = plait.map(
+        task, range(6), chunksize=2, initializer=die_when_sent, max_workers=1, **process_way.options
+    )
+    assert values == list(range(6))
+
+
 def test_an_error_ends_what_runs(process_way: Way) -> None:
     """A task that would go on for ten minutes does not hold up the error of another."""
 
