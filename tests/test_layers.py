@@ -38,6 +38,7 @@ LAYERS = (
     "backends.processes",
     "backends",
     "pools",
+    "choice",
     "probe",
     "progress",
     "report",
@@ -54,8 +55,6 @@ LAYERS = (
 SLOW = ("asyncio", "cloudpickle", "difflib", "rich", "tempfile", "typer")
 LATE = (*SLOW, "importlib")
 ROOT = Path(plait.__file__).parent
-# lane and backend know each other; the lane only for the type.
-TYPES_ONLY = {("backends.process_lane", "backends.processes")}
 
 
 def module_name(path: Path) -> str:
@@ -85,8 +84,7 @@ def test_imports_go_upwards_only() -> None:
     for path in ROOT.rglob("*.py"):
         importer = module_name(path)
         for imported in imports(path):
-            if (importer, imported) not in TYPES_ONLY:
-                assert LAYERS.index(imported) < LAYERS.index(importer), (importer, imported)
+            assert LAYERS.index(imported) < LAYERS.index(importer), (importer, imported)
 
 
 def test_imports_inside_functions_are_slow_or_optional_ones() -> None:

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from plait.api import attach, check, listed, prepare, style_of
 from plait.backends.asyncio_loop import AsyncioBackend
+from plait.choice import is_coroutine
 from plait.outcome import Call, Finished, Outcome
 from plait.plan import MOST_COROUTINES
-from plait.run import Run, is_coroutine
 
 if TYPE_CHECKING:
     from typing import Unpack
 
     from plait.options import OptionArgs, Options
+    from plait.run import Run
 
 __all__ = ["amap", "arun"]
 

@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from plait.choice import is_coroutine
 from plait.errors import OptionError
 from plait.options import OptionArgs, Options
 from plait.outcome import Call
-from plait.run import Run, is_coroutine
+from plait.run import Run
 
 if TYPE_CHECKING:
     from typing import Unpack

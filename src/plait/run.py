@@ -7,31 +7,28 @@ values, ``run`` hands it out.
 from __future__ import annotations
 
 import heapq
-import inspect
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import replace
-from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from plait import pools, wire
+from plait import pools
+from plait.choice import decide, is_coroutine
 from plait.chunks import ChunkSizer
-from plait.errors import NotPicklable
-from plait.host import cpu_count, monotonic
+from plait.host import monotonic
 from plait.inputs import READ_S, DirectInput, Input, ThreadedInput
 from plait.outcome import Call, Chunk, Finished, Outcome, short
-from plait.plan import Facts, Plan, choose
+from plait.plan import Plan, Sample
 from plait.probe import Probe
 from plait.progress import Show, show_progress
 from plait.report import Report
-from plait.worker import depth as worker_depth
 
 if TYPE_CHECKING:
     from plait.backends import Backend, Lane
     from plait.options import Options
 
-__all__ = ["Run", "is_coroutine"]
+__all__ = ["Run"]
 
 # Where results are read as they come, so many chunks' worth of tasks may wait unread.
 UNREAD_CHUNKS = 4
@@ -302,7 +299,7 @@ class Run:
         while self._feeds and (finished := probe.step()) is not None:
             self._note(finished)
             yield finished
-        self.plan = self.report.plan = self._choose(probe)
+        self.plan = self.report.plan = self._choose(probe.sample)
 
     def _take_now(self, count: int) -> list[Any]:
         """Take items for the sample; wait for the first if need be."""
@@ -312,39 +309,14 @@ class Run:
             self._input.wait()
         return []
 
-    def _choose(self, probe: Probe | None) -> Plan:
+    def _choose(self, sample: Sample | None) -> Plan:
         if self._backend is not None:
-            traits = self._backend.traits
-            return Plan(
-                traits.name, self._backend.max_workers, self._options.chunksize, "it is open."
-            )
+            name, workers = self._backend.traits.name, self._backend.max_workers
+            return Plan(name, workers, self._options.chunksize, "it is open.")
         remaining = None if self._total is None else self._total - self._fed
-        facts = Facts(
-            cpus=cpu_count(),
-            is_coroutine=is_coroutine(self._call.fn),
-            is_nested=worker_depth() > 0,
-            sample=probe.sample if probe else None,
-            remaining=remaining if self._feeds else 0,
-            unpicklable=self._why_unpicklable() if probe and self._feeds else None,
-            is_warm=pools.is_warm("processes"),
+        return decide(
+            self._call.fn, self._options, sample, remaining=remaining if self._feeds else 0
         )
-        return choose(self._options, facts)
-
-    def _why_unpicklable(self) -> str | None:
-        try:
-            wire.pack(self._call.fn, "function")
-        except NotPicklable as error:
-            return str(error)
-        return None
-
-
-def is_coroutine(fn: Callable[..., Any]) -> bool:
-    """Whether calling ``fn`` gives something to await."""
-    while isinstance(fn, partial):
-        fn = fn.func
-    return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(
-        getattr(fn, "__call__", None)  # noqa: B004  an object whose __call__ is a coroutine function
-    )
 
 
 def _in_order(stretches: Iterator[Finished]) -> Iterator[Finished]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from plait import wire
 from plait.errors import NotPicklable, PlaitError, WorkerDied
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from plait.backends.messages import Results
-    from plait.backends.processes import ProcessBackend
 
 __all__ = ["Death", "Job", "ProcessLane", "Report"]
 
@@ -61,10 +60,36 @@ class Death(NamedTuple):
     status: int | None
 
 
+class Carrier(Protocol):
+    """What a lane needs of the pool that carries its jobs."""
+
+    lock: threading.Lock
+
+    def check_usable(self) -> None:
+        """Raise the reason why no work can be taken, if there is one."""
+        ...
+
+    def enqueue(self, job: Job) -> None:
+        """Take a chunk, and send it if a worker is free for it."""
+        ...
+
+    def wait(self, lane: ProcessLane, deadline: float | None) -> list[Report | Death]:
+        """Block until something arrived for a lane."""
+        ...
+
+    def wake(self, lane: ProcessLane) -> None:
+        """Have the thread that waits for a lane return from ``wait``."""
+        ...
+
+    def close_lane(self, lane: ProcessLane) -> list[Report | Death]:
+        """End what a lane has going, and return what arrived."""
+        ...
+
+
 class ProcessLane:
     """Packs chunks for the workers and unpacks what they report."""
 
-    def __init__(self, backend: ProcessBackend, key: int, call: Call) -> None:
+    def __init__(self, backend: Carrier, key: int, call: Call) -> None:
         self.key = key
         self.call = call
         self.fn = wire.pack(call.fn, "function")
