@@ -68,6 +68,16 @@ def process_way(request: pytest.FixtureRequest) -> Way:
     return Way(request.param)
 
 
+def double(x: int) -> int:
+    return 2 * x
+
+
+def fail_at_three(x: int) -> int:
+    if x == 3:
+        raise KeyError(x)
+    return x
+
+
 def children() -> set[int]:
     """Return the pids of all descendants of this process."""
     parents: dict[int, int] = {}

@@ -92,6 +92,9 @@ async def _pump(made: Run) -> AsyncGenerator[Finished]:
                 loop.call_soon_threadsafe(arrived.put_nowait, finished)
         except BaseException as error:  # noqa: BLE001  raised in the reader's thread
             last = error
+        # The reader's cancel() cannot close a generator that runs here. If a result comes just
+        # then, it stops at its yield and is nobody's: so whoever runs it closes it, too.
+        made.cancel()
         loop.call_soon_threadsafe(arrived.put_nowait, last)
         loop.call_soon_threadsafe(ended.set)
 

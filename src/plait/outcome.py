@@ -56,13 +56,15 @@ class Outcome:
 
 
 class Call(NamedTuple):
-    """How a function is applied to an item: ``fn(item)``, ``fn(*item)`` or ``fn(*a, **kw)``.
-
-    ``style`` is "one", "star" or, where items are pairs of arguments and keywords, "full".
-    """
+    """How a function is applied to an item: style "one" is ``fn(item)``, "star" ``fn(*item)``."""
 
     fn: Any
     style: str = "one"
+
+    @property
+    def name(self) -> str:
+        """What the function is called in sentences."""
+        return getattr(self.fn, "__name__", None) or type(self.fn).__name__
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ MOST_TASKS = 4096
 
 
 class Probe:
-    """Runs the first tasks of a call; ``finished`` has them, ``sample`` what they told."""
+    """Runs the first tasks of a call, step by step; ``sample`` is what they told."""
 
     def __init__(self, call: Call, read: Callable[[int], list[Any]]) -> None:
         """``read`` returns up to so many of the next items, none at the end."""
@@ -38,15 +38,11 @@ class Probe:
         self._mean_s: float | None = None
         self._size = 1
         self.tasks = 0
-        self.is_exhausted = False
 
     def step(self) -> Finished | None:
         """Run some more of the first tasks; None when enough is known or nothing is left."""
-        if self._spent_s >= BUDGET_S or self.is_exhausted:
-            return None
-        items = self._read(self._size)
+        items = self._read(self._size) if self._spent_s < BUDGET_S else []
         if not items:
-            self.is_exhausted = True
             return None
         before = read_thread_clock()
         finished = self._run(Chunk(self.tasks, items))

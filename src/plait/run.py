@@ -89,7 +89,12 @@ class Run:
     # --- What users see ----------------------------------------------------------------
 
     def __iter__(self) -> Iterator[Outcome]:
-        return self
+        # A generator of its own, so that leaving a for-loop ends the run there and then. The
+        # run itself is part of a cycle, and would wait for the garbage collector.
+        try:
+            yield from self._outcomes
+        finally:
+            self.cancel()
 
     def __next__(self) -> Outcome:
         return next(self._outcomes)
@@ -177,9 +182,8 @@ class Run:
     def _run(self) -> Generator[Finished]:
         """Yield stretches as they finish; closing it ends what runs."""
         with ExitStack() as stack:
-            title = getattr(self._call.fn, "__name__", "tasks")
             self._show = stack.enter_context(
-                show_progress(self._options.progress, title, self._total)
+                show_progress(self._options.progress, self._call.name, self._total)
             )
             self._started = monotonic()
             stack.callback(self._stop_clock)
@@ -332,10 +336,9 @@ def _in_order(stretches: Iterator[Finished]) -> Iterator[Finished]:
 
 
 def _add_note(error: BaseException, call: Call, outcome: Outcome) -> None:
-    name = getattr(call.fn, "__name__", None) or type(call.fn).__name__
     star = "*" if call.style == "star" else ""
     note = (
-        f"plait: task {outcome.index}, {name}({star}{short(outcome.item)}), "
+        f"plait: task {outcome.index}, {call.name}({star}{short(outcome.item)}), "
         f"attempt {outcome.attempt}, on {outcome.worker} (pid {outcome.pid})"
     )
     if note not in getattr(error, "__notes__", ()):

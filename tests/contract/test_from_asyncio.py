@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import os
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 import plait
-from tests.conftest import Way
-
-
-def double(x: int) -> int:
-    return 2 * x
-
-
-def fail_at_three(x: int) -> int:
-    if x == 3:
-        raise KeyError(x)
-    return x
+from tests.conftest import Way, double, fail_at_three
 
 
 def test_map_blocks_but_works(way: Way) -> None:
@@ -74,6 +66,32 @@ def test_leaving_arun_early_leaves_nothing_running(way: Way, clean: None) -> Non
         await outcomes.aclose()
 
     asyncio.run(main())
+
+
+def test_a_result_that_comes_while_the_reader_leaves_keeps_nothing_running(
+    monkeypatch: pytest.MonkeyPatch, clean: None
+) -> None:
+    gate = threading.Event()
+
+    def task(n: int) -> int:
+        assert n == 0 or gate.wait(30)
+        return n
+
+    async def main() -> None:
+        outcomes = plait.arun(task, itertools.count(), backend="threads", max_workers=2)
+        async for outcome in outcomes:
+            assert outcome.index == 0
+            break
+        # Cancelling wakes nobody here; it lets the next results come instead.
+        monkeypatch.setattr(plait.Run, "stop", lambda _: gate.set())
+        await outcomes.aclose()
+        assert "plait-reader" not in {thread.name for thread in threading.enumerate()}
+
+    gc.disable()
+    try:
+        asyncio.run(main())
+    finally:
+        gc.enable()
 
 
 def test_coroutines_run_on_the_callers_loop() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import threading
@@ -11,17 +12,7 @@ from typing import Any
 import pytest
 
 import plait
-from tests.conftest import Way
-
-
-def double(x: int) -> int:
-    return 2 * x
-
-
-def fail_at_three(x: int) -> int:
-    if x == 3:
-        raise KeyError(x)
-    return x
+from tests.conftest import Way, double, fail_at_three
 
 
 def test_values_come_in_order(way: Way) -> None:
@@ -195,6 +186,17 @@ def test_run_leaves_nothing_running_when_left_early(way: Way, clean: None) -> No
     with plait.run(way.fn(double), itertools.count(), **way.options) as run:
         assert next(run).value in range(0, 100, 2)
     assert list(run) == []
+
+
+def test_leaving_the_loop_leaves_nothing_running(way: Way, clean: None) -> None:
+    gc.disable()  # what is left to the collector would go on until it comes
+    try:
+        for outcome in plait.run(way.fn(double), itertools.count(), **way.options):
+            assert outcome.ok
+            break
+        assert "plait-reader" not in {thread.name for thread in threading.enumerate()}
+    finally:
+        gc.enable()
 
 
 def test_a_pool_is_used_again_for_many_maps(process_way: Way) -> None:

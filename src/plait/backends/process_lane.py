@@ -194,17 +194,13 @@ class ProcessLane:
             pid=death.pid,
             status=death.status,
             index=job.chunk.first + place,
-            item=f"{_name(self.call.fn)}({item})",
+            item=f"{self.call.name}({item})",
         )
         yield _failed(job.chunk, place, error, death.worker, death.pid)
         if place > job.done:  # ran, but the worker took the results with it
             self.submit(Chunk(job.chunk.first + job.done, job.chunk.items[job.done : place]))
         if place + 1 < len(job.chunk.items):
             self.submit(job.chunk.rest(place + 1))
-
-
-def _name(fn: Any) -> str:
-    return getattr(fn, "__name__", None) or type(fn).__name__
 
 
 def _failed(chunk: Chunk, place: int, error: PlaitError, worker: str, pid: int) -> Finished:
