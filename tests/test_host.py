@@ -55,7 +55,7 @@ def test_the_thread_clock_tells_work_from_waiting() -> None:
 
 
 def test_interpreter_settings_are_passed_on() -> None:
-    code = "from plait.host import python_arguments; print(python_arguments()[1:])"
+    code = "from plait.host import python_command as c; print(c('a.b')[1:6])"
     done = subprocess.run(
         [sys.executable, "-O", "-W", "error", "-X", "utf8", "-c", code],
         capture_output=True,

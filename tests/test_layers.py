@@ -15,6 +15,9 @@ LAYERS = (
     "errors",
     "outcome",
     "options",
+    "retry",
+    "limits",
+    "shield",
     "host",
     "inputs",
     "wire",
@@ -29,10 +32,12 @@ LAYERS = (
     "backends.threads",
     "backends.asyncio_loop",
     "backends.messages",
+    "backends.child_voice",
     "backends.child_main",
     "backends.server",
     "backends.child",
     "backends.code_watch",
+    "backends.voices",
     "backends.process_lane",
     "backends.turns",
     "backends.processes",
@@ -52,8 +57,8 @@ LAYERS = (
     "cli",
 )
 # Loaded when used: other people's slow packages, and modules that one backend alone needs.
-SLOW = ("asyncio", "cloudpickle", "difflib", "rich", "tempfile", "typer")
-LATE = (*SLOW, "importlib")
+SLOW = ("asyncio", "cloudpickle", "difflib", "logging", "psutil", "rich", "tempfile", "typer")
+LATE = (*SLOW, "importlib", "traceback")
 ROOT = Path(plait.__file__).parent
 
 
@@ -110,8 +115,7 @@ def test_import_plait_stays_light() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout.split()
     slow = {
-        *SLOW[:2],
-        *SLOW[3:],
+        *(name for name in SLOW if name != "difflib"),
         "concurrent",
         "multiprocessing",
         "ctypes",

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import plait
+from plait.errors import Victim
 from plait.options import FOREIGN, PLANNED, Options
 
 
@@ -54,12 +55,8 @@ def test_a_bad_value_names_option_value_and_what_is_allowed(
         ("return_exceptions", True, "Use on_error='return'."),
         ("max_worker", 4, "Did you mean max_workers?"),
         ("bakend", "threads", "Did you mean backend?"),
-        (
-            "timeout_per_task",
-            3,
-            "Its word for it is task_timeout: it is planned and not part of this version.",
-        ),
-        ("retries", 3, "It is planned and not part of this version."),
+        ("timeout_per_task", 3, "Use task_timeout=3."),
+        ("journal", "run.db", "It is planned and not part of this version."),
     ],
 )
 def test_an_unknown_name_is_told_the_right_one(name: str, value: Any, hint: str) -> None:
@@ -103,13 +100,21 @@ def test_coroutine_functions_and_backends_must_fit() -> None:
         plait.map(abs, [1], backend="asyncio")
 
 
+VICTIM = Victim(index=3, item="f(3)", attempt=2, worker="process-1", pid=7)
+
+
 def test_errors_of_plait_can_be_pickled_with_their_facts() -> None:
     errors: list[plait.PlaitError] = [
         plait.OptionError("backend", 1, "something else"),
         plait.UnknownOption("n_jobs", "Use max_workers."),
         plait.NotPicklable("item", "item.lock", object(), "because"),
         plait.NotPicklable.on_arrival("result", ValueError("no")),
-        plait.WorkerDied.of_task(worker="process-1", pid=7, status=-9, index=3, item="f(3)"),
+        plait.WorkerDied.of_task(VICTIM, -9, peak_bytes=10**9, stack="here"),
+        plait.WorkerDied.of_task(VICTIM, -9, stopped_by=19),
+        plait.TaskTimeout.of_task(VICTIM, 1.0, 1.5, "here"),
+        plait.MemoryLimitExceeded.of_task(VICTIM, 10**9, 2 * 10**9),
+        plait.TaskCancelled.of_task(VICTIM),
+        plait.RunTimeout(3.0, 10),
         plait.WorkerStartError("nothing works"),
         plait.PoolClosed("closed"),
         plait.RemoteError("a.B", "text", "trace"),

@@ -11,7 +11,7 @@ import pytest
 
 import plait
 from plait import wire
-from plait.channel import Channel, receive_message, send_message
+from plait.channel import Channel, Sender, receive_message
 
 
 def there_and_back(obj: object) -> Any:
@@ -96,7 +96,7 @@ def test_frames_of_every_size_arrive_whole() -> None:
 
     def send() -> None:
         for message in messages:
-            send_message(theirs, message)
+            Sender(theirs).send(message)
 
     sender = threading.Thread(target=send)
     sender.start()
@@ -135,7 +135,7 @@ def test_a_channel_never_blocks_and_keeps_what_the_kernel_does_not_take() -> Non
 
 def test_the_end_of_a_channel_is_told_after_what_came_before() -> None:
     channel, theirs = pair()
-    send_message(theirs, "last words")
+    Sender(theirs).send("last words")
     theirs.close()
     assert channel.receive() == "last words"
     with pytest.raises(EOFError):

@@ -5,18 +5,23 @@ from typing import TYPE_CHECKING
 from plait import errors
 from plait.api import imap, map, run, starmap  # noqa: A004  the names Python gave them
 from plait.errors import (
+    MemoryLimitExceeded,
     NotPicklable,
     OptionError,
     PlaitError,
     PoolClosed,
     RemoteError,
     RemoteTraceback,
+    RunTimeout,
+    TaskCancelled,
+    TaskError,
+    TaskTimeout,
     UnknownOption,
     WorkerDied,
     WorkerStartError,
 )
 from plait.options import OptionArgs, Options
-from plait.outcome import Outcome
+from plait.outcome import Attempt, Outcome
 from plait.plan import Plan
 from plait.report import Report
 from plait.run import Run
@@ -28,7 +33,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Attempt",
     "Executor",
+    "MemoryLimitExceeded",
     "NotPicklable",
     "OptionArgs",
     "OptionError",
@@ -41,6 +48,10 @@ __all__ = [
     "RemoteTraceback",
     "Report",
     "Run",
+    "RunTimeout",
+    "TaskCancelled",
+    "TaskError",
+    "TaskTimeout",
     "UnknownOption",
     "WorkerDied",
     "WorkerStartError",

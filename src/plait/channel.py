@@ -13,17 +13,19 @@ from __future__ import annotations
 import pickle
 import socket
 import struct
+import threading
 from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
 from plait.wire import OUT_OF_BAND_BYTES, PROTOCOL, Packed, load
 
-__all__ = ["Channel", "receive_message", "send_message"]
+__all__ = ["Channel", "Sender", "receive_message"]
 
 HEADER = struct.Struct("<IQ")  # number of buffers, bytes of the message
 SIZE = struct.Struct("<Q")
 CAN_GATHER = hasattr(socket.socket, "sendmsg")  # not on Windows
+DONT_WAIT = getattr(socket, "MSG_DONTWAIT", 0)
 MOST_PIECES = 512  # of one sendmsg call; the kernel's limit is 1,024
 
 
@@ -63,10 +65,11 @@ def _reader() -> Iterator[memoryview | Packed]:
         yield Packed(data, buffers)  # type: ignore[arg-type]  # a bytearray does as well
 
 
-def _push(sock: socket.socket, pieces: deque[memoryview]) -> None:
+def _push(sock: socket.socket, pieces: deque[memoryview], flags: int = 0) -> None:
     """Send what the socket takes, and leave in ``pieces`` what it did not."""
     if CAN_GATHER:
-        sent = sock.sendmsg([pieces[i] for i in range(min(len(pieces), MOST_PIECES))])
+        most = min(len(pieces), MOST_PIECES)
+        sent = sock.sendmsg([pieces[i] for i in range(most)], [], flags)
     else:
         sent = sock.send(pieces[0])
     while sent:
@@ -78,11 +81,36 @@ def _push(sock: socket.socket, pieces: deque[memoryview]) -> None:
         pieces.popleft()
 
 
-def send_message(sock: socket.socket, message: object) -> None:
-    """Send a message through a blocking socket."""
-    pieces = deque(_pieces(_pack_message(message)))
-    while pieces:
-        _push(sock, pieces)
+class Sender:
+    """Sends a worker's messages through its blocking socket, from any of its threads."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._lock = threading.Lock()  # held while sending
+        self._outgoing: deque[memoryview] = deque()
+
+    def send(self, message: object) -> None:
+        """Send a message, and all that waits; blocks until the kernel has taken it."""
+        with self._lock:
+            self._outgoing.extend(_pieces(_pack_message(message)))
+            while self._outgoing:
+                _push(self._sock, self._outgoing)
+
+    def send_soon(self, message: object) -> None:
+        """Send a message if that goes without waiting, else with the next one.
+
+        A task that logs is not to wait for a parent that reads nothing at the moment.
+        """
+        self._outgoing.extend(_pieces(_pack_message(message)))
+        if not self._lock.acquire(blocking=False):
+            return  # another thread, or this one amid it, is sending, and takes it along
+        try:
+            while self._outgoing:
+                _push(self._sock, self._outgoing, DONT_WAIT)
+        except BlockingIOError:
+            pass
+        finally:
+            self._lock.release()
 
 
 def receive_message(sock: socket.socket) -> Any:

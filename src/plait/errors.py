@@ -8,16 +8,23 @@ option made no sense. Every class can be pickled and carries its facts as attrib
 from __future__ import annotations
 
 import signal
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, Self
 
 __all__ = [
+    "MemoryLimitExceeded",
     "NotPicklable",
     "OptionError",
     "PlaitError",
     "PoolClosed",
     "RemoteError",
     "RemoteTraceback",
+    "RunTimeout",
+    "TaskCancelled",
+    "TaskError",
+    "TaskTimeout",
     "UnknownOption",
+    "Victim",
     "WorkerDied",
     "WorkerStartError",
 ]
@@ -85,36 +92,175 @@ class NotPicklable(PlaitError):
         return broken
 
 
-class WorkerDied(PlaitError):
-    """A worker process ended while it ran this task.
+@dataclass(frozen=True, slots=True)
+class Victim:
+    """A task that failed with its worker, as an error tells of it."""
 
-    Attributes: ``pid``; ``worker`` (its name); ``exitcode`` (None where a signal ended
-    it); ``signal`` (its number, or None); ``index`` and ``item`` (the task).
+    index: int
+    item: str  # "parse('a.html')"
+    attempt: int
+    worker: str
+    pid: int
+
+    def __str__(self) -> str:
+        return f"task {self.index}, {self.item}, attempt {self.attempt}"
+
+
+class TaskError(PlaitError):
+    """A task failed without having raised anything: it was ended, or went with its worker.
+
+    Attributes: ``index`` and ``item`` (the task); ``attempt`` (which try, from 1);
+    ``worker`` (its name); ``pid``.
     """
 
-    pid: int
-    worker: str
-    exitcode: int | None
-    signal: int | None
     index: int
     item: str
+    attempt: int
+    worker: str
+    pid: int
+
+    @classmethod
+    def _make(cls, victim: Victim, text: str) -> Self:
+        error = cls(text)
+        error.__dict__.update(asdict(victim))
+        return error
+
+
+class WorkerDied(TaskError):
+    """A worker process ended while it ran this task.
+
+    Attributes, besides those of TaskError: ``exitcode`` (None where a signal ended it);
+    ``signal`` (its number, or None); ``peak_bytes`` (the most memory that the process had,
+    0 where the system does not tell); ``stack`` (where its threads were as it crashed,
+    or "").
+    """
+
+    exitcode: int | None
+    signal: int | None
+    peak_bytes: int
+    stack: str
 
     @classmethod
     def of_task(
-        cls, *, worker: str, pid: int, status: int | None, index: int, item: str
+        cls,
+        victim: Victim,
+        status: int | None,
+        *,
+        stopped_by: int | None = None,
+        peak_bytes: int = 0,
+        stack: str = "",
+        was_oom: bool = False,
     ) -> WorkerDied:
         """Tell of a death in the words of a report.
 
         ``status`` is the exit code, minus the signal's number, or None if it cannot be known.
         """
-        error = cls(
-            f"{worker} (pid {pid}) {death_text(status)} while it ran task {index}, {item}. "
-            "The other tasks went on. Keep their results with on_error='return'."
-        )
-        error.worker, error.pid, error.index, error.item = worker, pid, index, item
+        ending = death_text(status)
+        if stopped_by is not None:
+            name = _signal_name(stopped_by)
+            ending = f"was stopped by {name} and, as it did not go on, ended by plait"
+        text = f"{victim.worker} (pid {victim.pid}) {ending} while it ran {victim}."
+        if was_oom:
+            text += " The system's OOM killer struck in this cgroup: memory ran out."
+        if peak_bytes:
+            text += f" Its memory was {size_text(peak_bytes)} at most."
+        text += " The other tasks went on. Keep their results with on_error='return'."
+        if stack:
+            text += f"\n{stack.rstrip()}"
+        error = cls._make(victim, text)
         error.exitcode = status if status is not None and status >= 0 else None
         error.signal = -status if status is not None and status < 0 else None
+        error.peak_bytes, error.stack = peak_bytes, stack
         return error
+
+
+class TaskTimeout(TaskError, TimeoutError):
+    """A task ran longer than ``task_timeout`` allows, and was ended, or left to itself.
+
+    Attributes, besides those of TaskError: ``limit_s`` and ``after_s`` (seconds);
+    ``is_abandoned`` (a thread, which cannot be ended: it may still be running);
+    ``stack`` (where a worker process was when it was ended, or "").
+    """
+
+    limit_s: float
+    after_s: float
+    is_abandoned: bool
+    stack: str
+
+    @classmethod
+    def of_task(
+        cls,
+        victim: Victim,
+        limit_s: float,
+        after_s: float,
+        stack: str = "",
+        *,
+        is_abandoned: bool = False,
+    ) -> TaskTimeout:
+        """Tell which task ran for how long, and what became of it."""
+        end = "its worker was ended and replaced"
+        if is_abandoned:
+            end = "its thread, which cannot be ended, was left to itself and replaced"
+        elif victim.worker.startswith("coroutine"):
+            end = "it was cancelled"
+        text = (
+            f"{victim} ran for {after_s:.3g} s on {victim.worker} (pid {victim.pid}), longer than "
+            f"task_timeout={limit_s:.3g} s; {end}. The other tasks went on."
+        )
+        if stack:
+            text += f" It was here:\n{stack.rstrip()}"
+        error = cls._make(victim, text[0].upper() + text[1:])
+        error.limit_s, error.after_s = limit_s, after_s
+        error.is_abandoned, error.stack = is_abandoned, stack
+        return error
+
+
+class MemoryLimitExceeded(TaskError):
+    """A worker process, with what it started, had more memory than ``memory_limit``.
+
+    Attributes, besides those of TaskError: ``limit_bytes`` and ``rss_bytes`` (resident
+    memory, when it was measured).
+    """
+
+    limit_bytes: int
+    rss_bytes: int
+
+    @classmethod
+    def of_task(cls, victim: Victim, limit_bytes: int, rss_bytes: int) -> MemoryLimitExceeded:
+        """Tell of the limit, and of what was seen."""
+        error = cls._make(
+            victim,
+            f"{victim.worker} (pid {victim.pid}) had {size_text(rss_bytes)} of memory, more than "
+            f"memory_limit={size_text(limit_bytes)}, while it ran {victim}; it was ended and "
+            "replaced. The other tasks went on.",
+        )
+        error.limit_bytes, error.rss_bytes = limit_bytes, rss_bytes
+        return error
+
+
+class TaskCancelled(TaskError):
+    """A running task was cancelled, and its worker process ended."""
+
+    @classmethod
+    def of_task(cls, victim: Victim) -> TaskCancelled:
+        """Tell which one."""
+        text = f"{victim} was cancelled; {victim.worker} (pid {victim.pid}) was ended and replaced."
+        return cls._make(victim, text[0].upper() + text[1:])
+
+
+class RunTimeout(PlaitError, TimeoutError):
+    """The whole call took longer than ``timeout``. What finished is in ``plait_run.outcomes``.
+
+    Attributes: ``limit_s`` (seconds); ``done`` (how many tasks had finished).
+    """
+
+    def __init__(self, limit_s: float, done: int, where: str = "") -> None:
+        super().__init__(
+            f"The call was not over after timeout={limit_s:.3g} s; {done:,} tasks had "
+            f"finished.{where} What was running has been ended."
+        )
+        self.limit_s = limit_s
+        self.done = done
 
 
 class WorkerStartError(PlaitError):
@@ -156,7 +302,24 @@ def death_text(status: int | None) -> str:
         return "vanished"
     if status >= 0:
         return f"exited with code {status}"
+    return f"was killed by {_signal_name(-status)}"
+
+
+def _signal_name(number: int) -> str:
     try:
-        return f"was killed by {signal.Signals(-status).name}"
+        return signal.Signals(number).name
     except ValueError:
-        return f"was killed by signal {-status}"
+        return f"signal {number}"
+
+
+def size_text(size_bytes: float) -> str:
+    """Return a size in bytes as a reader likes it.
+
+    >>> size_text(2_000_000_000)
+    '2.0 GB'
+    """
+    units = ["bytes", "kB", "MB", "GB", "TB"]
+    while size_bytes >= 1000 and len(units) > 1:
+        size_bytes /= 1000
+        units.pop(0)
+    return f"{size_bytes:.0f} bytes" if units[0] == "bytes" else f"{size_bytes:.1f} {units[0]}"

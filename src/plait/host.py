@@ -1,4 +1,4 @@
-"""What this machine lets us use: CPUs, the clock, the time a thread really ran.
+"""What this machine lets us use: CPUs, memory, the clock, the time a thread really ran.
 
 Nobody else in plait asks the machine.
 """
@@ -8,17 +8,25 @@ from __future__ import annotations
 import math
 import os
 import sys
+import threading
 import time
 from contextlib import suppress
 from typing import NamedTuple
 
 __all__ = [
+    "WORKER_MARK",
     "QueueClock",
     "ThreadClock",
+    "child_pids",
     "cpu_count",
+    "family_rss_bytes",
     "monotonic",
-    "python_arguments",
+    "oom_kills",
+    "process_groups",
+    "python_command",
     "read_thread_clock",
+    "thread_cpu_s",
+    "worker_mark",
 ]
 
 monotonic = time.monotonic
@@ -107,6 +115,15 @@ def read_thread_clock() -> ThreadClock:
     return ThreadClock(monotonic(), time.thread_time(), queued)
 
 
+def thread_cpu_s(thread: threading.Thread) -> float:
+    """Return the seconds that a living thread was on a CPU; 0 where it cannot be known."""
+    if thread.ident is None or not hasattr(time, "pthread_getcpuclockid"):
+        return 0.0
+    with suppress(OSError):  # it has just ended
+        return time.clock_gettime(time.pthread_getcpuclockid(thread.ident))
+    return 0.0
+
+
 class QueueClock:
     """How long this thread waited for a free CPU, again and again, at a microsecond a reading.
 
@@ -130,8 +147,77 @@ class QueueClock:
         return self._last - last
 
 
-def python_arguments() -> list[str]:
-    """Return the command of this Python with its ``-O``, ``-W`` and ``-X`` settings."""
+# --- Processes ---------------------------------------------------------------------------
+
+WORKER_MARK = "PLAIT_WORKER"
+"""The environment variable in which a worker leaves its pid to all that it starts."""
+
+
+def child_pids(pid: int) -> list[int]:
+    """Return the children of a process; none where it cannot be known (only Linux tells)."""
+    found: list[int] = []
+    with suppress(OSError):
+        for thread in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208  pathlib is slow to import
+            with suppress(OSError):  # the thread ended meanwhile
+                found += map(int, _read(f"/proc/{pid}/task/{thread}/children").split())
+    return found
+
+
+def process_groups(pid: int) -> tuple[int, ...]:
+    """Return the process group and the session of a process; nothing if it is gone."""
+    with suppress(OSError):
+        return os.getpgid(pid), os.getsid(pid)
+    return ()
+
+
+def worker_mark(pid: int) -> int:
+    """Return the pid of the worker whose mark a process has inherited, 0 if it has none."""
+    with suppress(OSError, ValueError):
+        for entry in _read(f"/proc/{pid}/environ").split("\0"):
+            name, _, value = entry.partition("=")
+            if name == WORKER_MARK:
+                return int(value)
+    return 0
+
+
+def family_rss_bytes(pid: int) -> int:
+    """Return the resident memory of a process and all of its descendants; 0 if it is gone."""
+    import psutil
+
+    family = [pid]
+    for member in family:  # it grows meanwhile
+        family += child_pids(member)
+    rss_bytes = 0
+    for member in family:
+        with suppress(psutil.Error):
+            rss_bytes += psutil.Process(member).memory_info().rss
+    return rss_bytes
+
+
+def oom_kills() -> int | None:
+    """Return how often the system's OOM killer struck in this process's cgroup; None: unknown.
+
+    That of the whole machine would say nothing about this program.
+    """
+    groups = _own_cgroups()
+    own = _with_ancestors(_CGROUP, groups.get(""))
+    own_v1 = _with_ancestors(f"{_CGROUP}/memory", groups.get("memory"))
+    # In a container the root of what is mounted may be its own group.
+    for file in [
+        *(f"{folder}/memory.events" for folder in (*own[:1], *own[-1:])),
+        *(f"{folder}/memory.oom_control" for folder in (*own_v1[:1], *own_v1[-1:])),
+    ]:
+        with suppress(OSError, ValueError):
+            facts = dict(line.split() for line in _read(file).splitlines())
+            return int(facts.get("oom_kill", ""))
+    return None
+
+
+def python_command(function: str, *numbers: int) -> list[str]:
+    """Return the command by which a fresh Python calls ``module.function(*numbers)``.
+
+    It has this Python's ``-O``, ``-W`` and ``-X`` settings and its ``sys.path``.
+    """
     arguments = [sys.executable]
     if sys.flags.optimize:
         arguments.append("-" + "O" * sys.flags.optimize)
@@ -139,4 +225,13 @@ def python_arguments() -> list[str]:
         arguments += ["-W", warning]
     for name, value in sys._xoptions.items():  # noqa: SLF001  documented by CPython
         arguments += ["-X", name if value is True else f"{name}={value}"]
-    return arguments
+    module, _, name = function.rpartition(".")
+    return [*arguments, "-c", _BOOT, module, name, *map(str, numbers), "--", *sys.path]
+
+
+# Run as `-c BOOT module function numbers... -- sys.path...`.
+_BOOT = (
+    "import sys; n = sys.argv.index('--'); sys.path[:] = sys.argv[n + 1:]; "
+    "from importlib import import_module; "
+    "getattr(import_module(sys.argv[1]), sys.argv[2])(*map(int, sys.argv[3:n]))"
+)

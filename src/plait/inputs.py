@@ -11,8 +11,9 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import islice
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
 from plait.host import monotonic
@@ -44,8 +45,8 @@ class Input(Protocol):
         """Return up to ``count`` of the next items: those that can be had without waiting."""
         ...
 
-    def wait(self) -> None:
-        """Block until there is something to take, or the end, or somebody called ``wake``."""
+    def wait(self, timeout: float | None = None) -> None:
+        """Block until there is something to take, the end, a ``wake``, or time is up."""
         ...
 
     def wake(self) -> None:
@@ -97,7 +98,7 @@ class DirectInput:
             self._reading = None
         return items
 
-    def wait(self) -> None:
+    def wait(self, timeout: float | None = None) -> None:
         """Return at once: taking is waiting."""
 
     def wake(self) -> None:
@@ -176,11 +177,12 @@ class ThreadedInput:
             items.append(self._buffer.popleft())
         return items
 
-    def wait(self) -> None:
-        """Block until there is something to take, or the end, or a ``wake``."""
+    def wait(self, timeout: float | None = None) -> None:
+        """Block until there is something to take, the end, a ``wake``, or time is up."""
         self._is_starving = True
         if not self._buffer and not self._is_read:
-            self._tokens.get()
+            with suppress(Empty):
+                self._tokens.get(timeout=timeout)
 
     def wake(self) -> None:
         """End a ``wait``."""

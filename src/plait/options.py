@@ -6,6 +6,7 @@ option: a field here, a line in CHECKS, a line in OptionArgs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, TypedDict
@@ -19,6 +20,7 @@ ON_ERROR = ("raise", "finish", "return")
 START_METHODS = ("server", "spawn")
 
 Progress = bool | Callable[[int, int | None], None]
+RetryOn = type[BaseException] | tuple[type[BaseException], ...] | Callable[[BaseException], bool]
 
 
 class OptionArgs(TypedDict, total=False):
@@ -34,6 +36,14 @@ class OptionArgs(TypedDict, total=False):
     start_method: Literal["server", "spawn"] | None
     buffersize: int | Literal["auto"]
     progress: Progress
+    task_timeout: float | str | None
+    timeout: float | None
+    retries: int
+    retry_on: RetryOn
+    backoff: float | tuple[float, float, float]
+    memory_limit: int | str | None
+    max_tasks_per_child: int | None
+    prefix_output: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +65,19 @@ class Options:
         buffersize: how many tasks may be read ahead or wait unread; "auto" keeps the
             workers busy and the memory constant.
         progress: True for a bar on stderr, or a function of (done, total or None).
+        task_timeout: seconds that one task may take, whatever the chunk; ``"5x"`` is five
+            times the median of the tasks that succeeded so far (known after 5, never below
+            1 s). A process is ended and replaced, a coroutine cancelled. A thread cannot be
+            ended: its task has failed, and it is left to itself and replaced.
+        timeout: seconds that the whole call may take; then RunTimeout is raised.
+        retries: how often a task that failed is tried again.
+        retry_on: for which errors: a class, a tuple of classes, or a function of the error.
+        backoff: (initial, factor, maximum) in seconds: before the nth retry a random time
+            up to ``initial * factor ** (n - 1)`` passes; a number is (number, 2, unlimited).
+        memory_limit: resident memory that a worker process, with what it started, may have:
+            bytes, or a text like "2GB" or "512MiB".
+        max_tasks_per_child: how many tasks a worker process runs before it is replaced.
+        prefix_output: whether lines that worker processes print begin with who printed them.
     """
 
     backend: str = "auto"
@@ -67,6 +90,14 @@ class Options:
     start_method: str | None = None
     buffersize: int | Literal["auto"] = "auto"
     progress: Progress = False
+    task_timeout: float | str | None = None
+    timeout: float | None = None
+    retries: int = 0
+    retry_on: RetryOn = Exception
+    backoff: float | tuple[float, float, float] = (0.1, 2.0, 30.0)
+    memory_limit: int | str | None = None
+    max_tasks_per_child: int | None = None
+    prefix_output: bool = False
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Options:
@@ -85,7 +116,23 @@ class Options:
             allowed = CHECKS[name](value)
             if allowed is not None:
                 raise OptionError(name, value, allowed)
-        return cls(**given)
+        options = cls(**given)
+        for name in FOR_PROCESSES:
+            value = getattr(options, name)
+            if value is not None and options.backend not in ("auto", "processes"):
+                allowed = f"None with backend={options.backend!r}: only processes can be ended"
+                raise OptionError(name, value, allowed)
+        return options
+
+    @property
+    def has_deadline(self) -> bool:
+        """Whether somebody must watch the time while tasks run."""
+        return self.task_timeout is not None or self.timeout is not None
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """The limit of memory in bytes."""
+        return None if self.memory_limit is None else _bytes_of(self.memory_limit)
 
     def with_order(self, ordered: bool) -> Options:  # noqa: FBT001  it is the option's own type
         """Fill in the order where the user did not ask for one."""
@@ -120,6 +167,64 @@ def _callable_or(kinds: tuple[type, ...], allowed: str) -> Check:
     return lambda value: None if callable(value) or isinstance(value, kinds) else allowed
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_positive(value: Any) -> bool:
+    return _is_number(value) and value > 0
+
+
+def _check_task_timeout(value: Any) -> str | None:
+    if isinstance(value, str):
+        is_good = value.endswith("x") and _is_positive(_number(value[:-1]))
+    else:
+        is_good = value is None or _is_positive(value)
+    return None if is_good else "seconds above 0, a multiple of the median like '5x', or None"
+
+
+def _check_backoff(value: Any) -> str | None:
+    numbers = value if isinstance(value, tuple) and len(value) == 3 else (value, 1, 0)
+    is_good = all(_is_number(number) and number >= 0 for number in numbers) and numbers[1] >= 1
+    return None if is_good else "seconds from 0 up, or (initial, factor from 1 up, maximum)"
+
+
+def _check_memory_limit(value: Any) -> str | None:
+    try:
+        is_good = value is None or (not isinstance(value, bool) and _bytes_of(value) > 0)
+    except (ValueError, TypeError):
+        is_good = False
+    return None if is_good else "a number of bytes above 0, a text like '2GB' or '512MiB', or None"
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+UNITS |= {f"{unit}I": 1 << 10 * power for power, unit in enumerate("KMGT", 1)}
+
+
+def _bytes_of(size: int | str) -> int:
+    """Return a size in bytes: "2GB" is 2 * 10**9, "2GiB" is 2 * 2**30; "2G" is "2GB"."""
+    if isinstance(size, int):
+        return size
+    text = size.strip().upper().removesuffix("B")
+    digits = text.rstrip("KMGTI ")
+    return int(float(digits) * UNITS[text[len(digits) :].strip()])
+
+
+def _check_retry_on(value: Any) -> str | None:
+    classes = value if isinstance(value, tuple) else (value,)
+    is_classes = all(isinstance(one, type) and issubclass(one, BaseException) for one in classes)
+    is_function = callable(value) and not isinstance(value, type)
+    allowed = "an exception class, a tuple of them, or a function of the error"
+    return None if is_classes or is_function else allowed
+
+
 CHECKS: dict[str, Check] = {
     "backend": _one_of(BACKENDS),
     "max_workers": _count(None),
@@ -131,7 +236,24 @@ CHECKS: dict[str, Check] = {
     "start_method": lambda value: None if value is None else _one_of(START_METHODS)(value),
     "buffersize": _count("auto"),
     "progress": _callable_or((bool,), "True, False or a function of (done, total)"),
+    "task_timeout": _check_task_timeout,
+    "timeout": lambda value: (
+        None if value is None or _is_positive(value) else "seconds above 0, or None"
+    ),
+    "retries": lambda value: (
+        None
+        if isinstance(value, int) and not isinstance(value, bool) and value >= 0
+        else "a whole number from 0 up"
+    ),
+    "retry_on": _check_retry_on,
+    "backoff": _check_backoff,
+    "memory_limit": _check_memory_limit,
+    "max_tasks_per_child": _count(None),
+    "prefix_output": _instance(bool, "True or False"),
 }
+
+# What only worker processes can obey.
+FOR_PROCESSES = ("memory_limit", "max_tasks_per_child")
 
 # What other libraries call it, and what it is called here.
 FOREIGN = {
@@ -168,36 +290,24 @@ FOREIGN = {
     "worker_init": "initializer",
     "init": "initializer",
     "init_args": "initargs",
-}
-
-# The design has these; this version does not yet, and says so rather than ignore them.
-PLANNED = (
-    "backoff",
-    "journal",
-    "max_tasks_per_child",
-    "memory_limit",
-    "resume",
-    "retries",
-    "retry_on",
-    "task_timeout",
-    "timeout",
-)
-FOREIGN_PLANNED = {
     "timeout_per_task": "task_timeout",
+    "time_limit": "task_timeout",
     "worker_lifespan": "max_tasks_per_child",
     "maxtasksperchild": "max_tasks_per_child",
     "max_retries": "retries",
     "retry": "retries",
-    "attempts": "retries",
+    "max_memory": "memory_limit",
+    "memory": "memory_limit",
+    "prefix": "prefix_output",
 }
+
+# The design has these; this version does not yet, and says so rather than ignore them.
+PLANNED = ("journal", "resume")
 
 
 def _hint(name: str, value: object) -> str:
-    planned = FOREIGN_PLANNED.get(name, name)
-    if planned in PLANNED:
-        prefix = "" if planned == name else f"Its word for it is {planned}: "
-        text = f"{prefix}it is planned and not part of this version."
-        return text[0].upper() + text[1:]
+    if name in PLANNED:
+        return "It is planned and not part of this version."
     word = FOREIGN.get(name)
     if word in CHECKS and CHECKS[word](value) is None:
         return f"Use {word}={value!r}."

@@ -7,13 +7,27 @@ for who wants to see them one by one (a map of a million squares never does).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Call", "Chunk", "Finished", "Outcome", "Stretch", "Times", "short"]
+__all__ = ["Attempt", "Call", "Chunk", "Finished", "Outcome", "Stretch", "Times", "short"]
+
+
+class Attempt(NamedTuple):
+    """A try of a task that failed and was followed by another.
+
+    ``error`` is what it raised, ``worker`` and ``pid`` who ran it, ``started`` and
+    ``seconds`` its times, as in an Outcome.
+    """
+
+    error: BaseException
+    worker: str
+    pid: int
+    started: float
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +45,7 @@ class Outcome:
         started: when it began, in seconds of ``time.monotonic()``.
         seconds: how long it took. Tasks too short to be timed one by one
             share their chunk's time evenly.
+        earlier: the Attempts before this one, all of which failed.
     """
 
     index: int
@@ -42,6 +57,7 @@ class Outcome:
     pid: int
     started: float
     seconds: float
+    earlier: tuple[Attempt, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -74,16 +90,23 @@ class Chunk:
     Tasks *together* are known to be tiny: one pickle carries them all and nothing is
     noted in between. Tasks *apart* each have a pickle, a time and a mark of their own.
     A *brief* chunk is expected to take milliseconds: it may wait at a worker behind another.
+    A task that is tried again is a chunk of its own, with its ``earlier`` attempts.
     """
 
     first: int
     items: list[Any]
     together: bool = False
     brief: bool = False
+    earlier: tuple[Attempt, ...] = ()
 
-    def rest(self, done: int) -> Chunk:
-        """Return what remains after the first ``done`` tasks, to be run apart."""
-        return Chunk(self.first + done, self.items[done:])
+    @property
+    def attempt(self) -> int:
+        """Which try this is, from 1."""
+        return len(self.earlier) + 1
+
+    def part(self, start: int, end: int | None = None) -> Chunk:
+        """Return the tasks from place ``start`` up to ``end``, to be run apart."""
+        return Chunk(self.first + start, self.items[start:end], earlier=self.earlier)
 
 
 Times = tuple[float, float]
@@ -117,6 +140,7 @@ class Finished:
     pid: int
     is_last: bool = True
     queued_s: float = 0.0
+    earlier: tuple[Attempt, ...] = ()
 
     @classmethod
     def of(cls, chunk: Chunk, done: int, stretch: Stretch, worker: str, pid: int) -> Finished:
@@ -126,7 +150,24 @@ class Finished:
         if len(values) < len(items):
             items = items[done : done + len(values)]
         first = chunk.first + done
-        return cls(first, items, values, errors, times, worker, pid, is_last, queued_s)
+        return cls(
+            first, items, values, errors, times, worker, pid, is_last, queued_s, chunk.earlier
+        )
+
+    def part(self, start: int, end: int) -> Finished:
+        """Return the tasks from place ``start`` up to ``end``, as a stretch of their own."""
+        times = self.times
+        if len(times) < len(self.values):
+            times = [(outcome.started, outcome.seconds) for outcome in self.outcomes()]
+        return replace(
+            self,
+            first=self.first + start,
+            items=self.items[start:end],
+            values=self.values[start:end],
+            errors={at - start: e for at, e in self.errors.items() if start <= at < end},
+            times=times[start:end],
+            queued_s=self.queued_s * (end - start) / len(self.values),
+        )
 
     @property
     def seconds(self) -> float:
@@ -146,11 +187,12 @@ class Finished:
             item=self.items[place],
             value=self.values[place],
             error=self.errors.get(place),
-            attempt=1,
+            attempt=len(self.earlier) + 1,
             worker=self.worker,
             pid=self.pid,
             started=started,
             seconds=seconds,
+            earlier=self.earlier,
         )
 
     def outcomes(self) -> Iterator[Outcome]:

@@ -61,6 +61,8 @@ class Plan:
         chunksize: tasks sent together, or "auto".
         reason: one sentence.
         sample: what was measured before choosing, if anything was.
+        depth: 1 inside a task that runs in a worker process, where no further processes are
+            started; 0 elsewhere.
     """
 
     backend: str
@@ -68,10 +70,12 @@ class Plan:
     chunksize: int | Literal["auto"]
     reason: str
     sample: Sample | None = None
+    depth: int = 0
 
     def __str__(self) -> str:
         workers = "" if self.backend == "serial" else f" x {self.max_workers}"
-        return f"{self.backend}{workers}: {self.reason}"
+        inside = " (inside a worker)" if self.depth else ""
+        return f"{self.backend}{workers}{inside}: {self.reason}"
 
 
 def choose(options: Options, facts: Facts) -> Plan:
@@ -83,7 +87,8 @@ def choose(options: Options, facts: Facts) -> Plan:
     """
     backend, reason = _choose_backend(options, facts)
     workers = 1 if backend == "serial" else options.max_workers or _workers(backend, facts)
-    return Plan(backend, workers, options.chunksize, reason, facts.sample)
+    depth = int(facts.is_nested)
+    return Plan(backend, workers, options.chunksize, reason, facts.sample, depth)
 
 
 def _choose_backend(options: Options, facts: Facts) -> tuple[str, str]:
@@ -93,6 +98,10 @@ def _choose_backend(options: Options, facts: Facts) -> tuple[str, str]:
         return options.backend, "it was asked for."
     if facts.is_coroutine:
         return "asyncio", "the function is a coroutine function."
+    if options.memory_limit is not None:
+        if facts.is_nested:
+            return "serial", "this is inside a worker process already, which has its own limits."
+        return "processes", "a memory limit was asked for, and only processes can be ended."
     if facts.sample is None:
         return "serial", "there is nothing to do."
     return _choose_by_sample(facts, facts.sample, options.max_workers)

@@ -26,7 +26,7 @@ __all__ = ["is_warm", "leased"]
 
 IDLE_S = 30.0
 
-Key = tuple[str, int, str | None]
+Key = tuple[str, int, str | None, int | None]
 
 
 @dataclass(slots=True)
@@ -49,9 +49,14 @@ class _Pools:
         self.janitor: threading.Thread | None = None
 
     def lease(self, plan: Plan, options: Options) -> Backend:
-        if plan.backend == "serial" or options.initializer is not None:
+        if plan.backend == "serial" or options.initializer is not None:  # for one call only
             return open_backend(plan.backend, plan.max_workers, options)
-        key = (plan.backend, plan.max_workers, options.start_method)
+        key = (
+            plan.backend,
+            plan.max_workers,
+            options.start_method,
+            options.max_tasks_per_child,
+        )
         with self.changed:
             warm = next((warm for warm in self.warm if self._fits(warm, key)), None)
             if warm is None:

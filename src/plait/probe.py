@@ -7,13 +7,17 @@ is over before anything is chosen and a long one loses next to nothing.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
+from contextvars import copy_context
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from plait.backends.serial import CATCH
 from plait.chunks import TINY_S
-from plait.host import ThreadClock, read_thread_clock
-from plait.outcome import Call, Chunk, Finished
+from plait.errors import TaskTimeout, Victim
+from plait.host import ThreadClock, monotonic, read_thread_clock, thread_cpu_s
+from plait.outcome import Call, Chunk, Finished, Stretch, short
 from plait.plan import Sample
 from plait.worker import run_apart, run_together
 
@@ -27,10 +31,21 @@ MOST_TASKS = 4096
 class Probe:
     """Runs the first tasks of a call, step by step; ``sample`` is what they told."""
 
-    def __init__(self, call: Call, read: Callable[[int], list[Any]]) -> None:
-        """``read`` returns up to so many of the next items, none at the end."""
+    def __init__(
+        self,
+        call: Call,
+        read: Callable[[int], list[Any]],
+        limit: Callable[[], float | None] = lambda: None,
+    ) -> None:
+        """``read`` returns up to so many of the next items, none at the end.
+
+        ``limit`` returns how many seconds the next task may take. Where there is a limit, each
+        task runs in a thread of its own, which is left to itself when its time is over.
+        """
         self._call = call
         self._read = read
+        self._limit = limit
+        self.has_abandoned = False
         self._spent_s = 0.0
         self._cpu_s = 0.0
         self._awake_s = 0.0  # on a CPU or waiting for something, not for a free CPU
@@ -41,13 +56,61 @@ class Probe:
 
     def step(self) -> Finished | None:
         """Run some more of the first tasks; None when enough is known or nothing is left."""
-        items = self._read(self._size) if self._spent_s < BUDGET_S else []
+        if self._spent_s >= BUDGET_S:
+            return None
+        limit_s = self._limit()
+        items = self._read(self._size if limit_s is None else 1)
         if not items:
             return None
-        before = read_thread_clock()
-        finished = self._run(Chunk(self.tasks, items))
-        self._note(before, read_thread_clock(), len(items))
+        chunk = Chunk(self.tasks, items)
+        if limit_s is not None:
+            return self._run_aside(chunk, limit_s)
+        finished, before, after = self._measure(chunk)
+        self._note(before, after, len(items))
         return finished
+
+    def _measure(self, chunk: Chunk) -> tuple[Finished, ThreadClock, ThreadClock]:
+        before = read_thread_clock()
+        return self._run(chunk), before, read_thread_clock()
+
+    def _run_aside(self, chunk: Chunk, limit_s: float) -> Finished:
+        """Run one task in a thread that can be left, and wait for it as long as it may take."""
+        measured: SimpleQueue[tuple[Finished, ThreadClock, ThreadClock]] = SimpleQueue()
+        context = copy_context()
+        thread = threading.Thread(
+            target=lambda: measured.put(context.run(self._measure, chunk)),
+            name="plait-sample",
+            daemon=True,
+        )
+        started = monotonic()
+        thread.start()
+        try:
+            finished, before, after = measured.get(timeout=limit_s)
+            self._note(before, after, 1)
+        except Empty:
+            self.has_abandoned = True
+            finished = self._give_up(chunk, started, limit_s, thread)
+        self._spent_s = max(self._spent_s, monotonic() - started)
+        return finished
+
+    def _give_up(
+        self, chunk: Chunk, started: float, limit_s: float, thread: threading.Thread
+    ) -> Finished:
+        """Fail a task that took too long; what it did until now is the whole sample."""
+        after_s = monotonic() - started
+        cpu_s = thread_cpu_s(thread)
+        self._note(ThreadClock(0, 0, 0), ThreadClock(after_s, cpu_s, 0), 1)
+        self._spent_s = BUDGET_S
+        victim = Victim(
+            index=chunk.first,
+            item=f"{self._call.name}({short(chunk.items[0])})",
+            attempt=1,
+            worker="main",
+            pid=os.getpid(),
+        )
+        error = TaskTimeout.of_task(victim, limit_s, after_s, is_abandoned=True)
+        stretch = Stretch([None], {0: error}, [(started, after_s)])
+        return Finished.of(chunk, 0, stretch, worker="main", pid=os.getpid())
 
     def _run(self, chunk: Chunk) -> Finished:
         if self._mean_s is not None and self._mean_s < TINY_S:

@@ -25,6 +25,9 @@ class Report:
         wall_s: seconds from the start of the first task to the last outcome.
         task_s: seconds that the tasks took, added up over all workers.
         queued_s: of these, what worker processes waited for a free CPU.
+        retries: how often a failed task was tried again.
+        abandoned: tasks on threads, or coroutines, that ran over their time, could not be ended,
+            and may still be running.
         workers: the names of the workers that finished something; "main" is the caller.
     """
 
@@ -34,6 +37,8 @@ class Report:
     wall_s: float = 0.0
     task_s: float = 0.0
     queued_s: float = 0.0
+    retries: int = 0
+    abandoned: int = 0
     workers: set[str] = field(default_factory=set)
 
     def add(self, finished: Finished) -> None:
@@ -71,7 +76,9 @@ class Report:
         return "\n".join(
             (
                 f"plan      {self.plan or 'not decided'}",
-                f"tasks     {self.tasks:,} done, {self.errors:,} of them with an error",
+                f"tasks     {self.tasks:,} done, {self.errors:,} of them with an error"
+                + (f"; {self.retries:,} tries more" if self.retries else "")
+                + (f"; {self.abandoned:,} left to themselves" if self.abandoned else ""),
                 f"wall      {self.wall_s:.3f} s, on {self._workers_text()}",
                 f"for-loop  {self.loop_s:.3f} s, the times of the tasks added up"
                 + self._prediction_text(),

@@ -7,22 +7,29 @@ values, ``run`` hands it out.
 from __future__ import annotations
 
 import heapq
+import math
+import random
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import replace
+from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from plait import pools
+from plait.backends.contract import Setting
 from plait.choice import decide, is_coroutine
 from plait.chunks import ChunkSizer
+from plait.errors import RunTimeout
 from plait.host import monotonic
 from plait.inputs import READ_S, DirectInput, Input, ThreadedInput
+from plait.limits import Limits, TimeLimit
 from plait.outcome import Call, Chunk, Finished, Outcome, short
 from plait.plan import Plan, Sample
 from plait.probe import Probe
 from plait.progress import Show, show_progress
 from plait.report import Report
+from plait.retry import Retries, RetryPolicy
 
 if TYPE_CHECKING:
     from plait.backends import Backend, Lane
@@ -79,6 +86,12 @@ class Run:
         self._handed_out = 0
         self._depth = 1  # chunks that a worker may have at once
         self._feeds = True  # false once the input ended, an error stopped it, or it was cancelled
+        self._is_stopped = False  # by an error, or by who called stop(): nothing new starts
+        limits = Limits(TimeLimit(options.task_timeout), options.memory_bytes)
+        self._setting = Setting(limits, options.prefix_output)
+        self._retries = Retries(RetryPolicy(options), random.random)
+        self._bell: SimpleQueue[None] = SimpleQueue()  # rung to end a wait for the next try
+        self._deadline = math.inf
         self._lane: Lane | None = None
         self._is_cancelled = False
         self._show: Show | None = None
@@ -123,14 +136,16 @@ class Run:
             self._stretches.close()
 
     def stop(self) -> None:
-        """Read no more input; what was started goes on, and its outcomes come.
+        """Start nothing new, no further try either; what runs goes on, and its outcomes come.
 
         May be called from any thread, and from a signal handler.
         """
+        self._is_stopped = True
         self._feeds = False
         self._wake()
 
     def _wake(self) -> None:
+        self._bell.put(None)
         if self._lane is not None:
             self._lane.wake()
         self._input.wake()
@@ -186,18 +201,20 @@ class Run:
                 show_progress(self._options.progress, self._call.name, self._total)
             )
             self._started = monotonic()
+            if self._options.timeout is not None:
+                self._deadline = self._started + self._options.timeout
             stack.callback(self._stop_clock)
             self._input = self._open_input()
             stack.callback(self._input.close)
             yield from self._take_sample()
             if self.plan is None:
                 self.plan = self.report.plan = self._choose(None)
-            if self._feeds:
+            if self._feeds or (self._retries and not self._is_stopped):
                 yield from self._work(self._open(stack), self.plan)
 
     def _open_input(self) -> Input:
         """Read the input here, or in a thread if somebody waits for results meanwhile."""
-        if self._keeps or self._total is not None:
+        if self._total is not None or (self._keeps and self._options.timeout is None):
             return DirectInput(self._items)
         if self._options.backend == "serial":  # the plain loop, for debugging too
             return DirectInput(self._items, one_by_one=True)
@@ -212,13 +229,18 @@ class Run:
                 options = replace(options, initializer=None)
             backend = stack.enter_context(pools.leased(self.plan, options))
         self._depth = backend.traits.queue_depth
-        self._lane = lane = backend.open_lane(self._call)
+        self._lane = lane = backend.open_lane(self._call, self._setting)
         stack.callback(self._close_lane, lane)
         return lane
 
     def _close_lane(self, lane: Lane) -> None:
-        for finished in lane.close():
+        is_late = monotonic() >= self._deadline
+        for finished in (
+            *lane.close(patience_s=0.0 if is_late else None),
+            *self._retries.give_up(),
+        ):
             self._note(finished)
+        self.report.abandoned += lane.abandoned
 
     def _work(self, lane: Lane, plan: Plan) -> Iterator[Finished]:
         sizer = ChunkSizer(
@@ -229,20 +251,57 @@ class Run:
         )
         while not self._is_cancelled:
             is_full = self._feed(lane, sizer, plan.max_workers)
+            if self._is_stopped:
+                yield from self._settle(self._retries.give_up())
             if lane.pending:
-                batch = lane.wait_outcomes(None if is_full else 0.0)
+                batch = lane.wait_outcomes(self._patience() if is_full else 0.0)
             elif self._feeds:
-                self._input.wait()
+                self._input.wait(self._patience())
+                continue
+            elif self._retries:
+                self._await_next_try()
                 continue
             else:
                 return
-            for finished in batch:  # all of them, before the reader may leave at the first
+            for finished in batch:
                 sizer.learn(len(finished.values), finished.seconds)
-                self._note(finished)
-            yield from batch
+            yield from self._settle(batch)
+            self._check_time()
+
+    def _settle(self, batch: list[Finished]) -> list[Finished]:
+        """Record what is final; all of it, before the reader may leave at the first."""
+        final: list[Finished] = []
+        for finished in batch:
+            self._setting.limits.time.learn(finished)
+            now = monotonic()
+            final += [finished] if self._is_stopped else self._retries.keep(finished, now)
+        for finished in final:
+            self._note(finished)
+        return final
+
+    def _patience(self) -> float | None:
+        """Return how long may be waited before there is something else to do, in seconds."""
+        due = min(self._deadline, self._retries.due)
+        return None if due == math.inf else max(0.0, due - monotonic())
+
+    def _await_next_try(self) -> None:
+        with suppress(Empty):
+            self._bell.get(timeout=self._patience())
+        self._check_time()
+
+    def _check_time(self) -> None:
+        if monotonic() >= self._deadline:
+            assert self._options.timeout is not None
+            where = ""
+            if not self.report.tasks and self._options.initializer is not None:
+                where = " Perhaps the initializer takes so long."
+            raise RunTimeout(self._options.timeout, self.report.tasks, where)
 
     def _feed(self, lane: Lane, sizer: ChunkSizer, workers: int) -> bool:
         """Submit what the workers can use now; False if reading took so long that we stopped."""
+        while (retry := self._retries.take_due(monotonic())) is not None:
+            self.report.retries += 1
+            lane.submit(retry)
         while self._feeds:
             size = sizer.next(None if self._total is None else self._total - self._fed)
             if lane.pending >= workers * (self._depth if size.brief else 1):
@@ -284,6 +343,7 @@ class Run:
             _add_note(error, self._call, finished.outcome(place))
             if self._options.on_error == "raise":
                 self._feeds = False
+                self._is_stopped = True
         if self._show is not None:
             self._show(self.report.tasks, self._total)
 
@@ -294,23 +354,34 @@ class Run:
 
     def _take_sample(self) -> Iterator[Finished]:
         """Where the choice is ours, run the first tasks here and choose."""
-        is_open = self._options.backend == "auto" and self._backend is None
-        if not is_open or is_coroutine(self._call.fn):
+        options = self._options
+        is_open = options.backend == "auto" and self._backend is None
+        if not is_open or is_coroutine(self._call.fn) or options.memory_limit is not None:
             return
         if self._options.initializer is not None:
             self._options.initializer(*self._options.initargs)
-        probe = Probe(self._call, self._take_now)
+        probe = Probe(self._call, self._take_now, self._sample_limit)
         while self._feeds and (finished := probe.step()) is not None:
-            self._note(finished)
-            yield finished
+            self.report.abandoned += probe.has_abandoned
+            yield from self._settle([finished])
+            self._check_time()
         self.plan = self.report.plan = self._choose(probe.sample)
+
+    def _sample_limit(self) -> float | None:
+        """Return how long the next task of the sample may take, in seconds; None: unlimited."""
+        given = self._setting.limits.time.seconds
+        left = self._deadline - monotonic()
+        if given is None:
+            return left if self._options.has_deadline else None
+        return min(given, left)
 
     def _take_now(self, count: int) -> list[Any]:
         """Take items for the sample; wait for the first if need be."""
         while self._feeds:
             if items := self._take(count, count, 1):
                 return items
-            self._input.wait()
+            self._input.wait(self._patience())
+            self._check_time()
         return []
 
     def _choose(self, sample: Sample | None) -> Plan:

@@ -13,7 +13,7 @@ from typing import Any
 from plait.host import monotonic
 from plait.outcome import Call, Stretch, Times
 
-__all__ = ["CATCH_ALL", "depth", "enter_worker", "invoke", "run_apart", "run_together"]
+__all__ = ["CATCH_ALL", "FLUSH_S", "depth", "enter_worker", "invoke", "run_apart", "run_together"]
 
 # In a worker, whatever a task raises is that task's outcome: SystemExit and
 # KeyboardInterrupt too. The caller's own thread must stay interruptible, see serial.py.

@@ -35,11 +35,11 @@ def open_backend(name: str, max_workers: int, options: Options) -> Backend:
     initializer: Initializer = None
     if options.initializer is not None:
         initializer = partial(options.initializer, *options.initargs)
-    if name == "serial":
+    if name == "serial" and not options.has_deadline:
         from plait.backends.serial import SerialBackend
 
         return SerialBackend(initializer)
-    if name == "threads":
+    if name in ("threads", "serial"):  # who runs the tasks cannot watch the time as well
         from plait.backends.threads import ThreadBackend
 
         return ThreadBackend(max_workers, initializer)
@@ -49,4 +49,9 @@ def open_backend(name: str, max_workers: int, options: Options) -> Backend:
         return AsyncioBackend(max_workers, initializer)
     from plait.backends.processes import ProcessBackend
 
-    return ProcessBackend(max_workers, initializer, options.start_method or default_start_method())
+    return ProcessBackend(
+        max_workers,
+        initializer,
+        options.start_method or default_start_method(),
+        options.max_tasks_per_child,
+    )

@@ -10,16 +10,19 @@ import os
 import threading
 from typing import TYPE_CHECKING, Any
 
-from plait.backends.contract import Traits
+from plait.backends.contract import Setting, Traits
 from plait.backends.inbox import Inbox
-from plait.errors import PlaitError, PoolClosed, WorkerStartError
+from plait.errors import PlaitError, PoolClosed, TaskTimeout, Victim, WorkerStartError
 from plait.host import monotonic
-from plait.outcome import Call, Chunk, Finished, Stretch
+from plait.outcome import Call, Chunk, Finished, Stretch, short
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
 __all__ = ["AsyncioBackend"]
+
+# How long a coroutine may take to stop once it was cancelled.
+GRACE_S = 0.5
 
 
 class AsyncioBackend:
@@ -53,14 +56,14 @@ class AsyncioBackend:
         if self._refusal is not None:
             raise self._refusal
 
-    def open_lane(self, call: Call) -> AsyncioLane:
+    def open_lane(self, call: Call, setting: Setting | None = None) -> AsyncioLane:
         """Open a way for a coroutine function; starts the loop if need be."""
         with self._lock:
             self.check_usable()
             if self._loop is None:
                 self._loop = self._start_loop()
             self._initialize()
-        return AsyncioLane(self, call, self._loop)
+        return AsyncioLane(self, call, self._loop, setting or Setting())
 
     def _start_loop(self) -> asyncio.AbstractEventLoop:
         loop = asyncio.new_event_loop()
@@ -82,9 +85,9 @@ class AsyncioBackend:
         """Start a chunk on the loop, as a task of its own."""
         task = asyncio.get_running_loop().create_task(self._run(lane, chunk))
         self._tasks.add(task)
-        lane.tasks.add(task)
+        lane.tasks[task] = chunk
         task.add_done_callback(self._tasks.discard)
-        task.add_done_callback(lane.tasks.discard)
+        task.add_done_callback(lane.tasks.pop)
 
     async def _run(self, lane: AsyncioLane, chunk: Chunk) -> None:
         async with self._place_free:
@@ -95,6 +98,11 @@ class AsyncioBackend:
                 await lane.run(chunk, f"coroutine-{place}")
             finally:
                 self._places.append(place)
+
+    def give_up(self) -> None:
+        """Leave the loop to itself: something blocks it, or does not let itself be cancelled."""
+        self._refusal = PoolClosed("This pool is stuck: a coroutine blocks its event loop.")
+        self._thread = None
 
     def close(self) -> None:
         """End the loop, if it is plait's own, when its tasks are done."""
@@ -118,13 +126,20 @@ class AsyncioLane:
     """One coroutine function's way through a loop."""
 
     def __init__(
-        self, backend: AsyncioBackend, call: Call, loop: asyncio.AbstractEventLoop
+        self,
+        backend: AsyncioBackend,
+        call: Call,
+        loop: asyncio.AbstractEventLoop,
+        setting: Setting,
     ) -> None:
         self._backend = backend
         self._call = call
         self._loop = loop
+        self._limit = setting.limits.time
+        self._context = setting.context
+        self.abandoned = 0
         self.inbox = Inbox()
-        self.tasks: set[asyncio.Task[None]] = set()
+        self.tasks: dict[asyncio.Task[None], Chunk] = {}
 
     @property
     def pending(self) -> int:
@@ -135,28 +150,58 @@ class AsyncioLane:
         """Hand a chunk to the loop."""
         self._backend.check_usable()
         self.inbox.count(1)
-        self._loop.call_soon_threadsafe(self._backend.spawn, self, chunk)
+        context = self._context.copy()  # the task of the chunk copies it in turn
+        self._loop.call_soon_threadsafe(self._backend.spawn, self, chunk, context=context)
 
     async def run(self, chunk: Chunk, worker: str) -> None:
         """Await the tasks of a chunk one after the other, and deliver what finishes."""
-        for place, item in enumerate(chunk.items):
-            stretch = await self._run_task(item, is_last=place == len(chunk.items) - 1)
+        for place in range(len(chunk.items)):
+            stretch = await self._run_task(chunk, place, worker)
             self.inbox.put(Finished.of(chunk, place, stretch, worker, os.getpid()))
             if self.inbox.is_closed and not stretch.is_last:
                 empty = Stretch([], {}, [])
                 self.inbox.put(Finished.of(chunk, place + 1, empty, worker, os.getpid()))
                 return
 
-    async def _run_task(self, item: Any, *, is_last: bool) -> Stretch:
+    async def _run_task(self, chunk: Chunk, place: int, worker: str) -> Stretch:
         errors: dict[int, BaseException] = {}
         value = None
+        item = chunk.items[place]
         started = monotonic()
         try:
             fn = self._call.fn
-            value = await (fn(*item) if self._call.style == "star" else fn(item))
+            awaitable = fn(*item) if self._call.style == "star" else fn(item)
+            if self._limit.seconds is None:
+                value = await awaitable
+            else:
+                value = await self._await_in_time(awaitable, self._limit.seconds)
+        except _TimeIsUp as up:
+            name = f"{self._call.name}({short(item)})"
+            victim = Victim(chunk.first + place, name, chunk.attempt, worker, os.getpid())
+            errors[0] = TaskTimeout.of_task(
+                victim, up.limit_s, monotonic() - started, is_abandoned=up.is_abandoned
+            )
         except BaseException as error:  # noqa: BLE001  also a cancelled task is that task's outcome
             errors[0] = error
+        is_last = place == len(chunk.items) - 1
         return Stretch([value], errors, [(started, monotonic() - started)], is_last)
+
+    async def _await_in_time(self, awaitable: Awaitable[Any], limit_s: float) -> Any:
+        """Await something, cancel it when its time is up, leave it if it does not stop then."""
+        task = asyncio.ensure_future(awaitable)
+        try:
+            await asyncio.wait({task}, timeout=limit_s)
+        except asyncio.CancelledError:
+            task.cancel()
+            await asyncio.wait({task}, timeout=GRACE_S)
+            raise
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task}, timeout=GRACE_S)
+            self.abandoned += not task.done()
+            task.add_done_callback(_ignore_result)
+            raise _TimeIsUp(limit_s, is_abandoned=not task.done())
+        return task.result()
 
     def wait_outcomes(self, timeout: float | None = None) -> list[Finished]:
         """Block until tasks finished."""
@@ -166,16 +211,43 @@ class AsyncioLane:
         """Have ``wait_outcomes`` return."""
         self.inbox.put(None)
 
-    def close(self) -> list[Finished]:
+    def cancel(self, first: int) -> bool:
+        """Cancel the task of the chunk that begins with a task."""
+        for task, chunk in list(self.tasks.items()):
+            if chunk.first == first:
+                self._loop.call_soon_threadsafe(task.cancel)
+                return True
+        return False
+
+    def close(self, *, patience_s: float | None = None) -> list[Finished]:
         """Cancel what runs, drop what does not, and wait until that is so."""
         self.inbox.is_closed = True
         if self.inbox.pending:
             self._loop.call_soon_threadsafe(self._cancel_tasks)
-        return self.inbox.close()
+        finished = self.inbox.close(patience_s)
+        if self.inbox.pending:
+            self.abandoned += self.inbox.pending
+            self._backend.give_up()
+        return finished
 
     def _cancel_tasks(self) -> None:
         for task in self.tasks:
             task.cancel()
+
+
+class _TimeIsUp(Exception):
+    """A task ran over its limit."""
+
+    def __init__(self, limit_s: float, *, is_abandoned: bool) -> None:
+        super().__init__()
+        self.limit_s = limit_s
+        self.is_abandoned = is_abandoned
+
+
+def _ignore_result(task: asyncio.Future[Any]) -> None:
+    """Read the error of a task whose time was up, or asyncio would complain that nobody did."""
+    if not task.cancelled():
+        task.exception()
 
 
 async def _finish(tasks: set[asyncio.Task[None]]) -> None:

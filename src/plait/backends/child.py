@@ -1,9 +1,11 @@
-"""Start a worker process, hear that it ended, kill it.
+"""Start a worker process, hear what becomes of it, end it.
 
-Used by backends/processes.py only. There are two ways to start one, with one face:
+Used by backends/processes.py only. There are two launchers, with one face:
 
-ServerLauncher  forks it from the server (backends/server.py), which tells when it ends.
-SpawnLauncher   starts a fresh interpreter from a thread that then waits for its end.
+ServerLauncher    has the server (backends/server.py) start it, forked or as a fresh
+                  interpreter, and is told what becomes of it.
+ThreadLauncher    starts a fresh interpreter from a thread that then waits for its end: for
+                  systems without fork.
 
 Both make the channel and the status page before the process exists and hand it its
 ends, so the first messages can be sent at once and are read when it is ready. That a
@@ -14,6 +16,7 @@ that a task started may hold the channel open.
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import socket
 import subprocess
@@ -23,36 +26,44 @@ from collections import deque
 from contextlib import suppress
 from typing import NamedTuple, Protocol
 
-from plait.backends.messages import StatusPage, new_page_fd
+from plait.backends.messages import StatusPage, new_file_fd, new_page_fd
 from plait.backends.server import Order, receive_order, send_order
 from plait.channel import Channel
 from plait.errors import WorkerStartError
-from plait.host import python_arguments
+from plait.host import python_command
 
-__all__ = ["Ended", "Launcher", "ServerLauncher", "SpawnLauncher", "close_server"]
+if sys.platform != "win32":
+    import fcntl
 
-# What a fresh interpreter runs: `-c BOOT module function numbers... -- sys.path...`.
-BOOT = (
-    "import sys; n = sys.argv.index('--'); sys.path[:] = sys.argv[n + 1:]; "
-    "from importlib import import_module; "
-    "getattr(import_module(sys.argv[1]), sys.argv[2])(*map(int, sys.argv[3:n]))"
-)
+__all__ = ["Born", "Change", "Launcher", "close_server", "open_launcher"]
 
-
-def _command(function: str, *numbers: int) -> list[str]:
-    module, _, name = function.rpartition(".")
-    return [*python_arguments(), "-c", BOOT, module, name, *map(str, numbers), "--", *sys.path]
+# So much may be printed while nobody reads it, before the one who prints has to wait.
+OUTPUT_BYTES = 1 << 20
 
 
-class Ended(NamedTuple):
-    """A worker process ended with an exit code, or minus a signal; None: it cannot be known."""
+class Change(NamedTuple):
+    """What became of worker ``number``: "ended", "stopped" or "continued".
+
+    ``status`` is its exit code, or minus a signal, or the signal that stopped it; None: it
+    cannot be known. ``peak_bytes`` is the most memory that it had; 0: it cannot be known.
+    """
 
     number: int
-    status: int | None
+    what: str
+    status: int | None = None
+    peak_bytes: int = 0
+
+
+class Born(NamedTuple):
+    """The parent's ends of all that a new worker was given; ``outputs``: stdout, stderr."""
+
+    channel: Channel
+    page: StatusPage
+    outputs: tuple[int, ...]
 
 
 class Launcher(Protocol):
-    """One way to start worker processes. ``fileno`` becomes readable when some ended.
+    """One way to start worker processes. ``fileno`` becomes readable when some changed.
 
     A launcher that is lost cannot start any more, until ``renew``, which changes ``fileno``.
     """
@@ -68,16 +79,16 @@ class Launcher(Protocol):
         """Return what to wait on."""
         ...
 
-    def start(self, number: int) -> tuple[Channel, StatusPage]:
+    def start(self, number: int) -> Born:
         """Start a worker; its pid is known a little later."""
         ...
 
-    def take_ended(self) -> list[Ended]:
-        """Return who ended since the last call; does not block."""
+    def take_changes(self) -> list[Change]:
+        """Return what became of the workers since the last call; does not block."""
         ...
 
-    def kill(self, number: int) -> None:
-        """Kill a worker, and what it started."""
+    def end(self, number: int, grace_s: float = 0.0) -> None:
+        """Ask a worker to end, and kill it, and what it started, after some seconds."""
         ...
 
     def close(self) -> None:
@@ -87,6 +98,13 @@ class Launcher(Protocol):
     def abandon(self) -> None:
         """Let go of the workers, in a forked child: they are the parent's."""
         ...
+
+
+def open_launcher(start_method: str) -> Launcher:
+    """Return a launcher for a start method: "server" or "spawn"."""
+    if hasattr(os, "fork"):
+        return ServerLauncher(is_fresh=start_method == "spawn")
+    return ThreadLauncher()
 
 
 class _Server:
@@ -120,7 +138,7 @@ class _Server:
             fd = theirs.fileno()
             try:
                 self._process = subprocess.Popen(
-                    _command("plait.backends.server.main", fd, os.getpid()),
+                    python_command("plait.backends.server.main", fd, os.getpid()),
                     stdin=subprocess.DEVNULL,
                     pass_fds=(fd,),
                     start_new_session=True,  # the terminal's Ctrl-C is for the parent only
@@ -157,16 +175,34 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_server.forget)
 
 
+def _output_pipe() -> tuple[int, int]:
+    """Return the ends of a pipe with much room: reading it never blocks, writing rarely does."""
+    ours, theirs = os.pipe()
+    os.set_blocking(ours, False)
+    if sys.platform == "linux":
+        with suppress(OSError):  # the user has too many large pipes
+            fcntl.fcntl(ours, fcntl.F_SETPIPE_SZ, OUTPUT_BYTES)
+    return ours, theirs
+
+
+def _file_of(obj: object) -> int:
+    """Return a file, open and without a name, in which an object is pickled."""
+    fd = new_file_fd("plait-environ")
+    os.write(fd, pickle.dumps(obj))
+    return fd
+
+
 def close_server() -> None:
     """End the fork server, and with it all of its workers."""
     _server.close()
 
 
 class ServerLauncher:
-    """Forks workers from the server."""
+    """Has the server start workers: as forks of it, or as fresh interpreters."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_fresh: bool) -> None:
         self.pids: dict[int, int] = {}
+        self._is_fresh = is_fresh
         self._alive: set[int] = set()
         self._control = _server.open_control()
         self.is_lost = False
@@ -181,40 +217,51 @@ class ServerLauncher:
         """Return what to wait on."""
         return self._control.fileno()
 
-    def start(self, number: int) -> tuple[Channel, StatusPage]:
+    def start(self, number: int) -> Born:
         """Start a worker; its pid is known a little later."""
         ours, theirs = socket.socketpair()
         page_fd = new_page_fd()
+        (out, their_out), (err, their_err) = _output_pipe(), _output_pipe()
+        given = [page_fd, their_out, their_err]
+        if self._is_fresh:
+            given.append(_file_of(dict(os.environ)))
+        order = Order(b"EXEC" if self._is_fresh else b"FORK", number)
         self._alive.add(number)
-        with theirs, suppress(BrokenPipeError):  # take_ended() will tell that the server died
-            send_order(self._control, Order(b"FORK", number), (theirs.fileno(), page_fd))
-        return Channel(ours), StatusPage(page_fd)
+        with theirs, suppress(BrokenPipeError):  # take_changes() will tell that the server died
+            send_order(self._control, order, (theirs.fileno(), *given))
+        born = Born(Channel(ours), StatusPage(page_fd), (out, err))
+        for fd in given:
+            os.close(fd)
+        return born
 
-    def take_ended(self) -> list[Ended]:
-        """Return who ended since the last call; does not block."""
-        ended: list[Ended] = []
+    def take_changes(self) -> list[Change]:
+        """Return what became of the workers since the last call; does not block."""
+        changes: list[Change] = []
         try:
             self._control.setblocking(False)
             while True:
-                order, _ = receive_order(self._control)
-                if order.verb == b"PID ":
-                    self.pids[order.number] = order.value
+                (verb, number, value, peak), _ = receive_order(self._control)
+                if verb == b"PID ":
+                    self.pids[number] = value
+                elif verb == b"ENDS":
+                    self._alive.discard(number)
+                    changes.append(Change(number, "ended", value, peak))
                 else:
-                    self._alive.discard(order.number)
-                    ended.append(Ended(order.number, order.value))
+                    what = "stopped" if verb == b"STOP" else "continued"
+                    changes.append(Change(number, what, value))
         except (EOFError, ConnectionError):  # the server died, and so did its workers
-            ended += [Ended(number, None) for number in self._alive]
+            changes += [Change(number, "ended") for number in self._alive]
             self._alive.clear()
             self.is_lost = True
-            return ended
+            return changes
         except BlockingIOError:
             self._control.setblocking(True)
-        return ended
+        return changes
 
-    def kill(self, number: int) -> None:
-        """Kill a worker; the server knows whether the pid is still its own."""
+    def end(self, number: int, grace_s: float = 0.0) -> None:
+        """Ask a worker to end; the server knows whether its pid is still its own."""
         with suppress(OSError):
-            send_order(self._control, Order(b"KILL", number, signal.SIGKILL))
+            send_order(self._control, Order(b"END ", number, int(grace_s * 1000)))
 
     def close(self) -> None:
         """End what is left of the workers."""
@@ -223,14 +270,17 @@ class ServerLauncher:
     abandon = close  # the server ends the workers when the last copy of its socket closes
 
 
-class SpawnLauncher:
-    """Starts each worker as a fresh interpreter, with portable means only."""
+class ThreadLauncher:
+    """Starts each worker as a fresh interpreter, with portable means only.
+
+    Its workers' output goes where the parent's goes, and what they start may outlive them.
+    """
 
     def __init__(self) -> None:
         self.pids: dict[int, int] = {}
         self.is_lost = False
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
-        self._ended: deque[Ended] = deque()
+        self._ended: deque[Change] = deque()
         self._bell, self._bell_end = socket.socketpair()
         self._bell.setblocking(False)
 
@@ -241,15 +291,15 @@ class SpawnLauncher:
         """Return what to wait on."""
         return self._bell.fileno()
 
-    def start(self, number: int) -> tuple[Channel, StatusPage]:
+    def start(self, number: int) -> Born:
         """Start a worker; its pid is known a little later."""
         ours, theirs = socket.socketpair()
         page_fd = new_page_fd()
-        shared_fd = os.dup(page_fd) if page_fd >= 0 else -1
+        page = StatusPage(page_fd)
         threading.Thread(
-            target=self._watch, args=(number, theirs, shared_fd), name="plait-watch", daemon=True
+            target=self._watch, args=(number, theirs, page_fd), name="plait-watch", daemon=True
         ).start()
-        return Channel(ours), StatusPage(page_fd)
+        return Born(Channel(ours), page, ())
 
     def _watch(self, number: int, theirs: socket.socket, page_fd: int) -> None:
         """Start the process and wait for its end, in one thread.
@@ -267,13 +317,14 @@ class SpawnLauncher:
         except OSError as error:
             status = error.errno
         finally:
-            self._ended.append(Ended(number, status))
+            self._ended.append(Change(number, "ended", status))
             with suppress(OSError):  # the pool is closed
                 self._bell_end.send(b"!")
 
     def _spawn(self, theirs: socket.socket, page_fd: int) -> subprocess.Popen[bytes]:
         fd = theirs.fileno()
-        command = _command("plait.backends.child_main.main_spawned", fd, page_fd, os.getpid())
+        main = "plait.backends.child_main.main_spawned"
+        command = python_command(main, fd, page_fd)
         if sys.platform == "win32":  # untested
             process = subprocess.Popen(command, stdin=subprocess.PIPE)
             assert process.stdin is not None
@@ -290,7 +341,7 @@ class SpawnLauncher:
         finally:
             os.close(page_fd)
 
-    def take_ended(self) -> list[Ended]:
+    def take_changes(self) -> list[Change]:
         """Return who ended since the last call; does not block."""
         with suppress(BlockingIOError):
             self._bell.recv(4096)
@@ -300,8 +351,8 @@ class SpawnLauncher:
             self._processes.pop(ended[-1].number, None)
         return ended
 
-    def kill(self, number: int) -> None:
-        """Kill a worker, and what it started."""
+    def end(self, number: int, grace_s: float = 0.0) -> None:  # noqa: ARG002
+        """Kill a worker, and what it started, at once: there is nobody to wait for the grace."""
         process = self._processes.get(number)
         if process is None or process.returncode is not None:
             return
@@ -313,7 +364,7 @@ class SpawnLauncher:
     def close(self) -> None:
         """End what is left of the workers."""
         for number in list(self._processes):
-            self.kill(number)
+            self.end(number)
         self.abandon()
 
     def abandon(self) -> None:

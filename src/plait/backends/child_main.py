@@ -1,7 +1,7 @@
 """A worker process from its first line to its last: read messages, run chunks, report.
 
-Started by backends/server.py (forked) or backends/child.py (a fresh interpreter); the
-socket and the status page were made by the parent and handed over.
+Started by backends/server.py (forked, or as a fresh interpreter) or by backends/child.py;
+the socket, the status page and the pipes were made by the parent and handed over.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import signal
 import socket
 import sys
 from contextlib import suppress
-from typing import Any
+from typing import Any, NoReturn
 
 from plait import wire
+from plait.backends.child_voice import Voice, keep_last_words, mend_streams, take_streams
 from plait.backends.messages import (
     TOGETHER,
     Forget,
@@ -28,9 +29,9 @@ from plait.backends.messages import (
     StatusPage,
     Work,
 )
-from plait.channel import receive_message, send_message
+from plait.channel import Sender, receive_message
 from plait.errors import NotPicklable
-from plait.host import QueueClock, monotonic
+from plait.host import WORKER_MARK, QueueClock, monotonic
 from plait.outcome import Call, Stretch
 from plait.wire_errors import pack_error
 from plait.worker import FLUSH_S, enter_worker, run_apart, run_together
@@ -38,38 +39,36 @@ from plait.worker import FLUSH_S, enter_worker, run_apart, run_together
 # Results are sent at the end of a chunk, and in a longer one this often.
 SEND_S = 0.05
 
-__all__ = ["die_with_parent", "main", "main_spawned"]
+__all__ = ["MAXRSS_UNIT", "adopt_orphans", "die_with_parent", "main", "main_spawned"]
+
+# What the kernel counts ru_maxrss in, in bytes.
+MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024
 
 PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
 if sys.platform == "linux":
     LIBC = ctypes.CDLL(None)
 
 
-def main(sock_fd: int, page_fd: int) -> None:
+def main(sock_fd: int, page_fd: int, *output_fds: int) -> None:
     """Be a worker until the parent closes the channel; does not return."""
     status = 1
     try:
+        if output_fds:
+            take_streams(*output_fds)
         with _take_socket(sock_fd) as sock:
-            page = StatusPage(page_fd)
-            enter_worker()
-            signal.signal(signal.SIGINT, _leave_it_to_the_parent)
-            random.seed()
-            _Worker(sock, page).serve()
+            _Worker(sock, page_fd).serve()
         status = 0
-    except (EOFError, OSError):  # the parent is gone
+    except (EOFError, OSError, _Condemned):  # the parent is gone, or wants no more
         status = 0
     finally:
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(Exception):
-                stream.flush()
-        os._exit(status)
+        _leave(status)
 
 
-def main_spawned(sock_fd: int, page_fd: int, parent_pid: int) -> None:
+def main_spawned(*fds: int) -> None:
     """Be a worker in a fresh interpreter."""
     die_with_parent()
-    if os.getppid() == parent_pid:  # it did not die before the kernel was asked to watch
-        main(sock_fd, page_fd)
+    main(*fds)
 
 
 def die_with_parent() -> None:
@@ -82,6 +81,12 @@ def die_with_parent() -> None:
         LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+def adopt_orphans() -> None:
+    """Ask the kernel (Linux) to make this process the parent of its descendants' orphans."""
+    if sys.platform == "linux":
+        LIBC.prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
 def _take_socket(fd: int) -> socket.socket:
     if sys.platform == "win32":  # untested: sockets are handed over through stdin there
         return socket.fromshare(sys.stdin.buffer.read())
@@ -92,16 +97,40 @@ def _leave_it_to_the_parent(signum: int, frame: object) -> None:
     """Ignore Ctrl-C; unlike SIG_IGN this is not passed on to programs that a task starts."""
 
 
+def _leave(status: int) -> NoReturn:
+    """End this process, without waiting for threads that a task left, or for its children."""
+    with suppress(ValueError):  # not in the main thread, of a copy that a thread forked
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):
+            stream.flush()
+    os._exit(status)
+
+
+class _Condemned(BaseException):
+    """Raised in a task that is to end, so that its ``finally`` clauses run; then it leaves."""
+
+
 class _Worker:
     """The state of a worker: its channel and the functions that it knows."""
 
-    def __init__(self, sock: socket.socket, page: StatusPage) -> None:
+    def __init__(self, sock: socket.socket, page_fd: int) -> None:
+        self._pid = os.getpid()
         self._sock = sock
-        self._page = page
+        self._sender = Sender(sock)
+        self._page = StatusPage(page_fd)
+        self._voice: Voice
         self._known: dict[int, Learn | Call] = {}
         self._queue_clock = QueueClock()
         self._unsent: list[Results] = []
         self._sent_at = 0.0
+        self._first = 0  # the index of the first task of the chunk that runs
+        enter_worker()
+        random.seed()
+        signal.signal(signal.SIGINT, _leave_it_to_the_parent)
+        signal.signal(signal.SIGTERM, self._end_task)
+        if page_fd >= 0:
+            keep_last_words(page_fd, signal.SIGTERM)
 
     def serve(self) -> None:
         if not self._set_up(receive_message(self._sock)):
@@ -116,40 +145,67 @@ class _Worker:
                 self._known.pop(message.key, None)
             del message  # an idle worker keeps no item alive
 
-    def _send(self, message: object) -> None:
-        send_message(self._sock, message)
+    def _end_task(self, signum: int, frame: object) -> None:  # noqa: ARG002
+        """Hear SIGTERM: from the parent it ends the running task; from others, this process."""
+        if os.getpid() == self._pid and self._page.is_condemned:
+            raise _Condemned
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTERM)
 
     def _set_up(self, setup: Setup) -> bool:
         os.environ.clear()
         os.environ.update(setup.environ)
+        os.environ[WORKER_MARK] = str(self._pid)
         sys.argv[:] = setup.argv
+        self._voice = Voice(setup.worker, self._sender, self._running_task)
         try:
             setup.context.adopt()
+            self._voice.adopt(setup.context.levels)
             if setup.initializer is not None:
                 wire.load(setup.initializer)()
         except BaseException as error:  # noqa: BLE001  whatever it is, the parent must know
-            self._send(StartFailed(pack_error(error)))
+            self._leave_if_not_wanted()
+            self._sender.send(StartFailed(pack_error(error)))
             return False
-        self._send(Ready())
+        self._leave_if_not_wanted()
+        self._sender.send(Ready())
         return True
+
+    def _running_task(self) -> int | None:
+        seq, place = self._page.running()
+        return self._first + place if seq and place != TOGETHER else None
+
+    def _leave_if_not_wanted(self) -> None:
+        """End here if the parent wants no more, or if this is a copy that a task forked.
+
+        A task that forks returns twice. The copy has the channel and the status page of
+        its parent in hand, and must not touch them.
+        """
+        if os.getpid() != self._pid:
+            _leave(0)
+        if self._page.is_condemned:
+            raise _Condemned
 
     def _call(self, key: int) -> Call:
         """Return a function by key, loaded when it is first needed."""
         known = self._known[key]
         if isinstance(known, Learn):
             known.context.adopt()
+            self._voice.adopt(known.context.levels)
             known = self._known[key] = Call(wire.load(known.fn), known.style)
         return known
 
     def _work(self, work: Work) -> None:
         self._sent_at = monotonic()
+        self._first = work.first
         if work.together:
             self._work_together(work)
         else:
             self._work_apart(work)
+        mend_streams()
 
     def _work_together(self, work: Work) -> None:
-        if not self._page.begin(work.seq, TOGETHER):
+        if not self._begin(work.seq, TOGETHER):
             self._report(work.seq, Stretch([], {}, []))
             return
         try:
@@ -158,14 +214,24 @@ class _Worker:
             self._report(work.seq, Stretch([], {}, []), unread=True)
             return
         stretch = run_together(call, items)
+        self._leave_if_not_wanted()
         is_plain = wire.PLAIN.issuperset(map(type, stretch.values))
         if not is_plain:
             _seal_all(stretch)
         self._report(work.seq, stretch, is_plain=is_plain)
 
+    def _begin(self, seq: int, place: int) -> bool:
+        """Note what is run next; False if it is not wanted."""
+        if os.getpid() != self._pid:
+            _leave(0)
+        is_wanted = self._page.begin(seq, place)
+        if not is_wanted and not self._page.running()[0]:
+            raise _Condemned
+        return is_wanted
+
     def _work_apart(self, work: Work) -> None:
         def begin(place: int) -> bool:
-            return self._page.begin(work.seq, place)
+            return self._begin(work.seq, place)
 
         place = 0
         flush_s = FLUSH_S if self._page.is_shared else 0.0
@@ -177,9 +243,12 @@ class _Worker:
             begin=begin,
             flush_s=flush_s,
         ):
+            if self._page.is_condemned:
+                stretch = _without_last(stretch)  # what ended it is no result
             is_plain = wire.Packed not in set(map(type, stretch.values))
             self._report(work.seq, stretch, place, is_plain=is_plain)
             place += len(stretch.values)
+            self._leave_if_not_wanted()
 
     def _lazy_call(self, work: Work) -> Call:
         """Return the function; if it cannot be loaded, one that raises that for each task.
@@ -210,6 +279,8 @@ class _Worker:
         Each message wakes the parent, which costs more than a task of a millisecond is
         worth: so a chunk that is over soon sends one.
         """
+        if os.getpid() != self._pid:
+            _leave(0)
         values, errors, times, is_last, _ = stretch
         packed = {offset: pack_error(error) for offset, error in errors.items()}
         results = Results(seq, place, values, is_plain, packed, times, is_last, 0.0, unread)
@@ -217,7 +288,7 @@ class _Worker:
         is_due = is_last or monotonic() - self._sent_at >= SEND_S
         if is_due or not self._keep(results):
             queued_s = self._queue_clock.read_since_last()
-            self._send(_merged(self._unsent)._replace(queued_s=queued_s))
+            self._sender.send(_merged(self._unsent)._replace(queued_s=queued_s))
             self._page.empty()
             self._unsent = []
             self._sent_at = monotonic()
@@ -225,6 +296,12 @@ class _Worker:
     def _keep(self, results: Results) -> bool:
         is_large = any(type(value) is wire.Packed and value.buffers for value in results.values)
         return not is_large and self._page.keep(pickle.dumps(tuple(results), wire.PROTOCOL))
+
+
+def _without_last(stretch: Stretch) -> Stretch:
+    values, errors, times, *_ = stretch
+    errors.pop(len(values) - 1, None)
+    return Stretch(values[:-1], errors, times[:-1], is_last=False)
 
 
 def _merged(parts: list[Results]) -> Results:

@@ -12,13 +12,16 @@ open at once, each used by one thread at a time, all from different threads.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from contextvars import Context, copy_context
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
+
+from plait.limits import Limits
 
 if TYPE_CHECKING:
     from plait.outcome import Call, Chunk, Finished
 
-__all__ = ["Backend", "Lane", "Traits"]
+__all__ = ["Backend", "Lane", "Setting", "Traits"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +33,21 @@ class Traits:
     shares_memory: bool = True  # items and results are not copied
     takes_coroutines: bool = False  # runs coroutine functions, and only those
     queue_depth: int = 1  # chunks that a worker may have at once: one running, the rest waiting
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What holds for the tasks of one lane.
+
+    Attributes:
+        limits: of time and memory.
+        prefix_output: whether what worker processes print begins with who said it.
+        context: the context variables of who asked.
+    """
+
+    limits: Limits = field(default_factory=Limits)
+    prefix_output: bool = False
+    context: Context = field(default_factory=copy_context)
 
 
 class Lane(Protocol):
@@ -56,8 +74,20 @@ class Lane(Protocol):
         """Have ``wait_outcomes``, in whatever thread, return soon, though with nothing."""
         ...
 
-    def close(self) -> list[Finished]:
-        """Drop what has not started, see to it that nothing runs, return what finished."""
+    @property
+    def abandoned(self) -> int:
+        """How many tasks went on although nobody waits for them: threads cannot be ended."""
+        ...
+
+    def cancel(self, first: int) -> bool:
+        """End the chunk that begins with task ``first``, running or not, if that is possible."""
+        ...
+
+    def close(self, *, patience_s: float | None = None) -> list[Finished]:
+        """Drop what has not started, see to it that nothing runs, return what finished.
+
+        Tasks that cannot be ended are waited for, or abandoned after ``patience_s`` seconds.
+        """
         ...
 
 
@@ -67,7 +97,7 @@ class Backend(Protocol):
     traits: Traits
     max_workers: int
 
-    def open_lane(self, call: Call) -> Lane:
+    def open_lane(self, call: Call, setting: Setting | None = None) -> Lane:
         """Open a way for a function. Raises NotPicklable if it cannot travel."""
         ...
 

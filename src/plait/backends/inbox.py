@@ -7,6 +7,7 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 from plait.errors import PlaitError
+from plait.host import monotonic
 
 if TYPE_CHECKING:
     from plait.outcome import Finished
@@ -68,12 +69,16 @@ class Inbox:
             self.pending -= 1
             self._claimed -= 1
 
-    def close(self) -> list[Finished]:
-        """Let nothing new start, wait for what runs, and return it."""
+    def close(self, patience_s: float | None = None) -> list[Finished]:
+        """Let nothing new start, wait for what runs, up to so many seconds, and return it."""
+        deadline = None if patience_s is None else monotonic() + patience_s
         with self._lock:
             self.is_closed = True
             self.pending = self._claimed
         finished: list[Finished] = []
         while self.pending:
-            finished += self.take()
+            left = None if deadline is None else max(0.0, deadline - monotonic())
+            finished += self.take(left)
+            if left == 0.0:
+                break
         return finished

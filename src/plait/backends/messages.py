@@ -1,18 +1,24 @@
 """What parent and worker processes say to each other, and the page that they share.
 
 To a worker: Setup once, then Learn, Work and Forget. From it: Ready or StartFailed once,
-then Results. All but the objects of the user, which stay Packed until somebody wants
-them, is plain data, so that reading a message never runs foreign code.
+then Results, and what it Said. All but the objects of the user, which stay Packed until
+somebody wants them, is plain data, so that reading a message never runs foreign code.
 """
 
 from __future__ import annotations
 
 import mmap
 import os
+import pickle
 import struct
 import sys
+import warnings
 from collections.abc import Iterator
+from contextlib import suppress
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from plait.host import monotonic
 
 if TYPE_CHECKING:
     from plait.outcome import Times
@@ -23,21 +29,46 @@ __all__ = [
     "Context",
     "Forget",
     "Learn",
+    "Levels",
     "Ready",
     "Results",
+    "Said",
     "Setup",
     "StartFailed",
     "StatusPage",
     "Work",
+    "new_file_fd",
     "new_page_fd",
 ]
 
 
+class Levels(NamedTuple):
+    """What the parent's loggers let through: (level, whether it is disabled) by name."""
+
+    by_logger: dict[str, tuple[int, bool]]
+    disabled: int
+
+    @classmethod
+    def here(cls) -> Levels | None:
+        """Return this process's; None if it has not imported logging."""
+        logging = sys.modules.get("logging")
+        if logging is None:
+            return None
+        manager = logging.root.manager
+        found = {"": (logging.root.level, False)}
+        for name, logger in list(manager.loggerDict.items()):
+            if getattr(logger, "level", 0) or getattr(logger, "disabled", False):
+                found[name] = (logger.level, logger.disabled)
+        return cls(found, manager.disable)
+
+
 class Context(NamedTuple):
-    """Where the parent stands: a worker imports from and opens the same as the parent."""
+    """Where the parent stands: a worker imports, opens, logs and warns as the parent would."""
 
     cwd: str | None
     sys_path: list[str]
+    levels: Levels | None
+    filters: bytes  # of warnings, pickled: their classes may be the user's
 
     @classmethod
     def here(cls) -> Context:
@@ -46,13 +77,37 @@ class Context(NamedTuple):
             cwd = os.getcwd()  # noqa: PTH109  text, to compare and to send
         except OSError:  # it was deleted
             cwd = None
-        return cls(cwd, list(sys.path))
+        return cls(cwd, list(sys.path), Levels.here(), _pickle_filters(tuple(warnings.filters)))
 
     def adopt(self) -> None:
-        """Make it this process's."""
+        """Make folder, path and filters this process's; the levels are for child_voice.py."""
         sys.path[:] = self.sys_path
         if self.cwd is not None:
             os.chdir(self.cwd)
+        if self.filters == _pickle_filters(tuple(warnings.filters)):
+            return
+        warnings.resetwarnings()
+        for action, message, category, module, lineno in pickle.loads(self.filters):
+            warnings.filterwarnings(
+                action, _pattern(message), category, _pattern(module), lineno, append=True
+            )
+
+
+@lru_cache(maxsize=8)
+def _pickle_filters(filters: tuple[tuple[Any, ...], ...]) -> bytes:
+    """Pickle those of which the classes can be found from another process."""
+    found = []
+    for entry in filters:
+        with suppress(Exception):
+            if entry[2].__module__ != "__main__":
+                pickle.dumps(entry)
+                found.append(entry)
+    return pickle.dumps(found)
+
+
+def _pattern(given: Any) -> str:
+    """Return the text of what a filter holds: None, a string, or a compiled pattern."""
+    return getattr(given, "pattern", given) or ""
 
 
 class Setup(NamedTuple):
@@ -81,10 +136,14 @@ class Forget(NamedTuple):
 
 
 class Work(NamedTuple):
-    """A chunk: its items packed as one list (together), or a list of each one sealed."""
+    """A chunk: its items packed as one list (together), or a list of each one sealed.
+
+    ``first`` is the index of its first task, for those who read what is logged.
+    """
 
     seq: int
     key: int
+    first: int
     together: bool
     items: Any
 
@@ -97,6 +156,16 @@ class StartFailed(NamedTuple):
     """The initializer raised; the worker ends."""
 
     error: PackedError
+
+
+class Said(NamedTuple):
+    """What a worker said: a "record" of logging, a "warning", or "stdout", "stderr" text.
+
+    ``data`` are the facts, pickled, or the text (which comes by a pipe, not in a message).
+    """
+
+    kind: str
+    data: bytes
 
 
 class Results(NamedTuple):
@@ -123,51 +192,68 @@ class Results(NamedTuple):
 
 RUNNING = 0  # the word in which the worker notes what it is about to run
 KEPT = 1  # the word in which it notes how much of the box is filled
-CANCELLED = 2  # the first of the words in which the parent notes what it no longer wants
-CANCEL_WORDS = 6
+STARTED = 2  # the word in which it notes when that began, as a float
+CONDEMNED = 3  # the word in which the parent says that the worker is to run nothing more
+CANCELLED = 4  # the first of the words in which the parent notes what it no longer wants
+CANCEL_WORDS = 4
 WORDS = CANCELLED + CANCEL_WORDS  # of 8 bytes
 BOX_BYTES = 64 * 1024
-PAGE_BYTES = WORDS * 8 + BOX_BYTES
+LAST_WORDS_BYTES = 16 * 1024
+LAST_WORDS_AT = WORDS * 8 + BOX_BYTES
+PAGE_BYTES = LAST_WORDS_AT + LAST_WORDS_BYTES
 SIZE = struct.Struct("<I")
+OWN_FRAME = f'\n  File "{sys.modules["plait"].__path__[0]}'
 TOGETHER = 0xFFFFFFFF  # in the place of a task's number: some task of the chunk
 
 
 class StatusPage:
     """A few words of memory shared by a worker and its parent. No system call, no lock.
 
-    The worker notes which task it is about to run, so that after its death the parent
-    knows whom to blame, and keeps in the box what it has not sent: results of tasks that
-    must not run again. The parent notes which chunks it no longer wants. Each word has one
-    writer, and is written in one piece.
+    The worker notes which task it is about to run, and when, so that the parent knows whom
+    to blame for its death, and how long a task has been going on. It keeps in the box what
+    it has not sent: results of tasks that must not run again. The parent notes which chunks
+    it no longer wants. Each word has one writer, and is written in one piece. At the end of
+    the page is room for what the interpreter says as it crashes.
 
     Without a page (no file descriptors can be handed over on Windows) a worker sends the
     result of each task at once instead, and what it was told to run it runs.
     """
 
     def __init__(self, fd: int) -> None:
-        """Map the page behind a file descriptor, and close that; -1 is no page."""
+        """Map the page behind a file descriptor, which stays open; -1 is no page."""
         self._words: Any = [0] * WORDS
-        self._box = memoryview(b"")
+        self._started: Any = [0.0] * WORDS
+        self._box = self._last_words = memoryview(b"")
         self.is_shared = fd >= 0
         if self.is_shared:
             memory = memoryview(mmap.mmap(fd, PAGE_BYTES))
             self._words = memory[: WORDS * 8].cast("Q")
-            self._box = memory[WORDS * 8 :]
-            os.close(fd)
+            self._started = memory[: WORDS * 8].cast("d")
+            self._box = memory[WORDS * 8 : LAST_WORDS_AT]
+            self._last_words = memory[LAST_WORDS_AT:]
+
+    # --- The worker's side -------------------------------------------------------------
 
     def begin(self, seq: int, place: int) -> bool:
-        """Note what the worker is about to run; False if the chunk is not wanted any more."""
-        self._words[RUNNING] = seq << 32 | place
-        return bool(self._words[CANCELLED + seq % CANCEL_WORDS] != seq)
+        """Note what the worker is about to run; False if it is not to.
 
-    def running(self) -> tuple[int, int]:
-        """Return (seq, place) of the task that the worker noted last; seq 0 is none."""
-        word = int(self._words[RUNNING])
-        return word >> 32, word & 0xFFFFFFFF
+        Either the chunk is not wanted any more, or the worker is condemned.
+        """
+        words = self._words
+        self._started[STARTED] = monotonic()  # first: a task may look younger, never older
+        words[RUNNING] = seq << 32 | place
+        # After the note, never before it. The other order condemns an innocent task:
+        #   1. we look, and are not condemned; 2. the parent condemns us for the task before
+        #   and sees that it is still noted; 3. we note the next one, and it is killed.
+        if words[CONDEMNED]:
+            words[RUNNING] = 0
+            return False
+        return bool(words[CANCELLED + seq % CANCEL_WORDS] != seq)
 
-    def cancel(self, seq: int) -> None:
-        """Tell the worker that a chunk is not wanted any more."""
-        self._words[CANCELLED + seq % CANCEL_WORDS] = seq
+    @property
+    def is_condemned(self) -> bool:
+        """Whether the worker is to run nothing more."""
+        return bool(self._words[CONDEMNED])
 
     def keep(self, data: bytes) -> bool:
         """Keep what is not sent yet; False if there is no room for it."""
@@ -184,6 +270,30 @@ class StatusPage:
         """Forget what was kept: it has been sent."""
         self._words[KEPT] = 0
 
+    # --- The parent's side -------------------------------------------------------------
+
+    def running(self) -> tuple[int, int]:
+        """Return (seq, place) of the task that the worker noted last; seq 0 is none."""
+        word = int(self._words[RUNNING])
+        return word >> 32, word & 0xFFFFFFFF
+
+    def running_since(self) -> tuple[tuple[int, int], float]:
+        """Return the same, and when it began."""
+        return self.running(), float(self._started[STARTED])
+
+    def cancel(self, seq: int) -> None:
+        """Tell the worker that a chunk is not wanted any more."""
+        self._words[CANCELLED + seq % CANCEL_WORDS] = seq
+
+    def condemn(self, running: tuple[int, int]) -> bool:
+        """Have the worker run nothing after this task; False if it has gone on already."""
+        self._words[CONDEMNED] = 1
+        if not self.is_shared or self.running() == running:
+            return True
+        # It may have seen the word, and leave; or it goes on. Its end will tell.
+        self._words[CONDEMNED] = 0
+        return False
+
     def kept(self) -> Iterator[bytes]:
         """Yield what a worker that died had kept."""
         used, end = 0, self._words[KEPT]
@@ -193,17 +303,30 @@ class StatusPage:
             yield bytes(self._box[start : start + size])
             used = start + size
 
+    def last_words(self) -> str:
+        """Return what the interpreter wrote as it crashed: where each thread was.
+
+        Down to plait's own frames, which say nothing about the task.
+        """
+        text = bytes(self._last_words).rstrip(b"\0").decode(errors="replace")
+        blocks = text.rstrip().split("\n\n")
+        return "\n\n".join(block.partition(OWN_FRAME)[0].rstrip() for block in blocks)
+
 
 def new_page_fd() -> int:
     """Return a file descriptor of fresh shared memory without a name, or -1 on Windows."""
     if sys.platform == "win32":
         return -1
-    if hasattr(os, "memfd_create"):
-        fd = os.memfd_create("plait-status", os.MFD_CLOEXEC)
-    else:
-        import tempfile  # slow to import, and rarely needed
-
-        with tempfile.TemporaryFile() as file:  # unlinked as soon as it exists
-            fd = os.dup(file.fileno())
+    fd = new_file_fd("plait-status")
     os.truncate(fd, PAGE_BYTES)
     return fd
+
+
+def new_file_fd(name: str) -> int:
+    """Return a file descriptor of an empty file that has no name in any folder."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create(name, os.MFD_CLOEXEC)
+    import tempfile  # slow to import, and rarely needed
+
+    with tempfile.TemporaryFile() as file:  # unlinked as soon as it exists
+        return os.dup(file.fileno())

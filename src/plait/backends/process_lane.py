@@ -13,7 +13,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from plait import wire
-from plait.errors import NotPicklable, PlaitError, WorkerDied
+from plait.backends.voices import put_out
+from plait.errors import (
+    MemoryLimitExceeded,
+    NotPicklable,
+    PlaitError,
+    TaskCancelled,
+    TaskTimeout,
+    Victim,
+    WorkerDied,
+)
 from plait.host import monotonic
 from plait.outcome import Call, Chunk, Finished, Stretch, short
 from plait.wire_errors import load_error
@@ -21,9 +30,10 @@ from plait.wire_errors import load_error
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from plait.backends.messages import Results
+    from plait.backends.contract import Setting
+    from plait.backends.messages import Results, Said
 
-__all__ = ["Death", "Job", "ProcessLane", "Report"]
+__all__ = ["Death", "Entry", "Job", "ProcessLane", "Report", "Uttered", "Verdict"]
 
 
 @dataclass(slots=True, eq=False)
@@ -47,6 +57,19 @@ class Report(NamedTuple):
     pid: int
 
 
+class Verdict(NamedTuple):
+    """Why a worker was ended by us: ``reason`` is "time", "memory", "stopped" or "cancelled".
+
+    ``running`` is the task (seq, place) for which it was; ``limit`` and ``seen`` are seconds
+    or bytes, or in ``seen`` the signal that stopped it.
+    """
+
+    reason: str
+    running: tuple[int, int]
+    limit: float = 0
+    seen: float = 0
+
+
 class Death(NamedTuple):
     """The worker that had a job died; ``place`` is the task it was running, if it was any.
 
@@ -58,6 +81,20 @@ class Death(NamedTuple):
     worker: str
     pid: int
     status: int | None
+    verdict: Verdict | None = None
+    peak_bytes: int = 0
+    stack: str = ""  # where it was, as far as the interpreter could still say
+    was_oom: bool = False  # the system's OOM killer is known to have struck
+
+
+class Uttered(NamedTuple):
+    """Something that a worker said while it had jobs of a lane."""
+
+    said: Said
+    worker: str
+
+
+Entry = Report | Death | Uttered
 
 
 class Carrier(Protocol):
@@ -73,7 +110,7 @@ class Carrier(Protocol):
         """Take a chunk, and send it if a worker is free for it."""
         ...
 
-    def wait(self, lane: ProcessLane, deadline: float | None) -> list[Report | Death]:
+    def wait(self, lane: ProcessLane, deadline: float | None) -> list[Entry]:
         """Block until something arrived for a lane."""
         ...
 
@@ -81,7 +118,11 @@ class Carrier(Protocol):
         """Have the thread that waits for a lane return from ``wait``."""
         ...
 
-    def close_lane(self, lane: ProcessLane) -> list[Report | Death]:
+    def cancel(self, lane: ProcessLane, first: int) -> bool:
+        """End a chunk of a lane; False if it is over."""
+        ...
+
+    def close_lane(self, lane: ProcessLane) -> list[Entry]:
         """End what a lane has going, and return what arrived."""
         ...
 
@@ -89,17 +130,20 @@ class Carrier(Protocol):
 class ProcessLane:
     """Packs chunks for the workers and unpacks what they report."""
 
-    def __init__(self, backend: Carrier, key: int, call: Call) -> None:
+    def __init__(self, backend: Carrier, key: int, call: Call, setting: Setting) -> None:
         self.key = key
         self.call = call
+        self.limits = setting.limits
+        self._prefix = setting.prefix_output
         self.fn = wire.pack(call.fn, "function")
         self.pending = 0
         self._counting = threading.Lock()  # guards pending: one thread may submit, another wait
         # The next four are guarded by the backend's lock.
         self.is_woken = False
-        self.inbox: deque[Report | Death] = deque()
+        self.inbox: deque[Entry] = deque()
         self.arrived = threading.Condition(backend.lock)
         self.is_closed = False
+        self.abandoned = 0  # processes can be ended
         self._backend = backend
         self._failed: list[Finished] = []  # tasks whose items could not be packed
 
@@ -135,7 +179,7 @@ class ProcessLane:
                     error = caught
             if good:
                 start = place - len(good)
-                part = Chunk(chunk.first + start, chunk.items[start:place])
+                part = chunk.part(start, place)
                 self._count(1)
                 self._backend.enqueue(Job(self, part, good))
                 good = []
@@ -160,7 +204,7 @@ class ProcessLane:
         """Have ``wait_outcomes`` return."""
         self._backend.wake(self)
 
-    def close(self) -> list[Finished]:
+    def close(self, *, patience_s: float | None = None) -> list[Finished]:  # noqa: ARG002
         """Drop what has not started; what runs gets a grace period, then its worker ends."""
         finished: list[Finished] = []
         for entry in self._backend.close_lane(self):
@@ -168,14 +212,21 @@ class ProcessLane:
         self.pending = 0
         return finished
 
-    def _unpack(self, entry: Report | Death) -> Iterator[Finished]:
+    def cancel(self, first: int) -> bool:
+        """End the chunk that begins with this task, running or not; False if it is over."""
+        return self._backend.cancel(self, first)
+
+    def _unpack(self, entry: Entry) -> Iterator[Finished]:
+        if isinstance(entry, Uttered):
+            put_out(entry.said, entry.worker, prefix=self._prefix)
+            return
         if isinstance(entry, Death):
             yield from self._settle_death(entry)
             return
         job, done, results, worker, pid = entry
         self._count(-int(results.is_last))
         if results.unread and not self.is_closed:
-            self.submit(job.chunk.rest(0))
+            self.submit(job.chunk.part(0))
         elif results.values:
             yield Finished.of(job.chunk, done, _unpack_results(results), worker, pid)
 
@@ -186,26 +237,44 @@ class ProcessLane:
         if self.is_closed:
             return
         if place is None:
-            self.submit(job.chunk.rest(job.done))
+            self.submit(job.chunk.part(job.done))
             return
-        item = short(job.chunk.items[place])
-        error = WorkerDied.of_task(
+        yield _failed(job.chunk, place, self._error_of(death, place), death.worker, death.pid)
+        if place > job.done:  # ran, but the worker took the results with it
+            self.submit(job.chunk.part(job.done, place))
+        if place + 1 < len(job.chunk.items):
+            self.submit(job.chunk.part(place + 1))
+
+    def _error_of(self, death: Death, place: int) -> PlaitError:
+        """Say why a task failed with its worker."""
+        chunk, verdict = death.job.chunk, death.verdict
+        victim = Victim(
+            index=chunk.first + place,
+            item=f"{self.call.name}({short(chunk.items[place])})",
+            attempt=chunk.attempt,
             worker=death.worker,
             pid=death.pid,
-            status=death.status,
-            index=job.chunk.first + place,
-            item=f"{self.call.name}({item})",
         )
-        yield _failed(job.chunk, place, error, death.worker, death.pid)
-        if place > job.done:  # ran, but the worker took the results with it
-            self.submit(Chunk(job.chunk.first + job.done, job.chunk.items[job.done : place]))
-        if place + 1 < len(job.chunk.items):
-            self.submit(job.chunk.rest(place + 1))
+        reason = verdict.reason if verdict else "died"
+        if verdict and reason == "time":
+            return TaskTimeout.of_task(victim, verdict.limit, verdict.seen, death.stack)
+        if verdict and reason == "memory":
+            return MemoryLimitExceeded.of_task(victim, int(verdict.limit), int(verdict.seen))
+        if reason == "cancelled":
+            return TaskCancelled.of_task(victim)
+        return WorkerDied.of_task(
+            victim,
+            death.status,
+            stopped_by=int(verdict.seen) if verdict else None,
+            peak_bytes=death.peak_bytes,
+            stack=death.stack,
+            was_oom=death.was_oom,
+        )
 
 
 def _failed(chunk: Chunk, place: int, error: PlaitError, worker: str, pid: int) -> Finished:
     stretch = Stretch([None], {0: error}, [(monotonic(), 0.0)])
-    return Finished.of(Chunk(chunk.first + place, [chunk.items[place]]), 0, stretch, worker, pid)
+    return Finished.of(chunk.part(place, place + 1), 0, stretch, worker, pid)
 
 
 def _unpack_results(results: Results) -> Stretch:

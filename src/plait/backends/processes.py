@@ -13,9 +13,11 @@ A worker is always in one of these states; docs/design.md has the table:
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import pickle
 import selectors
+import signal
 import sys
 import threading
 from collections import deque
@@ -26,9 +28,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from plait import wire
-from plait.backends.child import Launcher, ServerLauncher, SpawnLauncher
+from plait.backends.child import Born, Change, open_launcher
 from plait.backends.code_watch import CodeWatch
-from plait.backends.contract import Traits
+from plait.backends.contract import Setting, Traits
 from plait.backends.messages import (
     TOGETHER,
     Context,
@@ -36,15 +38,19 @@ from plait.backends.messages import (
     Learn,
     Ready,
     Results,
+    Said,
     Setup,
     StartFailed,
     StatusPage,
     Work,
 )
-from plait.backends.process_lane import Death, Job, ProcessLane, Report
+from plait.backends.process_lane import Death, Entry, Job, ProcessLane, Report, Uttered, Verdict
 from plait.backends.turns import Turns
+from plait.backends.voices import OutputReader, put_out
 from plait.errors import PlaitError, PoolClosed, WorkerStartError, death_text
-from plait.host import monotonic
+from plait.host import family_rss_bytes, monotonic, oom_kills
+from plait.limits import LEAST_RELATIVE_S
+from plait.shield import Shield
 from plait.wire_errors import load_error
 
 if TYPE_CHECKING:
@@ -53,10 +59,18 @@ if TYPE_CHECKING:
 
 __all__ = ["ProcessBackend"]
 
-LAUNCHERS: dict[str, Callable[[], Launcher]] = {"server": ServerLauncher, "spawn": SpawnLauncher}
-
 # How long a task may go on after its result is not wanted any more.
-GRACE_S = 1.0
+GRACE_S = 0.8
+# How long it may take to end once it was asked to, before its worker is killed.
+END_S = 0.5
+# How long a worker may be stopped by a signal; a batch system stops and continues us all.
+STOPPED_S = 1.0
+# How often a lane that closes tries to end what still runs.
+MOST_TRIES = 5
+# How often memory is measured, where it is limited: no system tells of its growth.
+MEASURE_S = 0.1
+# Of its limit a worker may keep this much between two chunks; one with more is replaced.
+KEPT_SHARE = 0.5
 # Workers that die before they are ready, one after the other, until that is called a failure.
 MOST_FALSE_STARTS = 3
 
@@ -68,16 +82,35 @@ class _Worker:
     number: int
     channel: Channel
     page: StatusPage
+    outputs: list[OutputReader]
     jobs: deque[Job] = field(default_factory=deque)  # sent and not finished, the first is running
-    known: set[int] = field(default_factory=set)  # keys of functions that it has
+    known: dict[int, ProcessLane] = field(default_factory=dict)  # functions that it has, by key
     last_seq: int = 0
+    tasks: int = 0  # that it was given, ever
     watched: int = 0  # the events of the channel that are waited for
     is_ready: bool = False
     is_leaving: bool = False
+    stopped: tuple[float, int] | None = None  # since when, and by which signal
+    verdict: Verdict | None = None  # why we end it
+
+    @classmethod
+    def of(cls, number: int, born: Born) -> _Worker:
+        outputs = [OutputReader(*pair) for pair in zip(("stdout", "stderr"), born.outputs)]  # noqa: B905
+        return cls(number, born.channel, born.page, outputs)
 
     @property
     def name(self) -> str:
         return f"process-{self.number}"
+
+    @property
+    def can_take(self) -> bool:
+        """Whether it may be given new chunks."""
+        return not self.is_leaving and self.stopped is None
+
+    def running(self) -> tuple[tuple[int, int], float] | None:
+        """Return the running task (seq, place) and since when; None: it has not begun."""
+        running, since = self.page.running_since()
+        return (running, since) if self.jobs and running[0] == self.jobs[0].seq else None
 
 
 class ProcessBackend:
@@ -90,12 +123,14 @@ class ProcessBackend:
         max_workers: int,
         initializer: Callable[[], object] | None = None,
         start_method: str = "server",
+        max_tasks_per_child: int | None = None,
     ) -> None:
         self.max_workers = max_workers
+        self._most_tasks = max_tasks_per_child or math.inf
         self._initializer = wire.pack(initializer, "initializer") if initializer else None
         self._turns = Turns()
         self.lock = self._turns.lock  # guards everything below
-        self._launcher = LAUNCHERS[start_method]()
+        self._launcher = open_launcher(start_method)
         self._workers: dict[int, _Worker] = {}
         self._numbers = itertools.count(1)
         self._keys = itertools.count(1)
@@ -103,7 +138,10 @@ class ProcessBackend:
         self._code = CodeWatch()
         self._false_starts = 0
         self._broken: PlaitError | None = None
-        self._turns.watch(self._launcher, selectors.EVENT_READ, self._count_dead)
+        self._strays: deque[Uttered] = deque()  # what workers said that work for no open lane
+        self._oom_kills = oom_kills()
+        self._turns.watch(self._launcher, selectors.EVENT_READ, self._hear_launcher)
+        self._turns.on_due = self._judge_all
 
     # --- What lanes ask for ----------------------------------------------------------
 
@@ -112,16 +150,19 @@ class ProcessBackend:
         """Whether new lanes can be opened."""
         return self._broken is None
 
+    def _shield(self) -> Shield:
+        return Shield(self._turns.ring)
+
     def check_usable(self) -> None:
         """Raise the reason why no work can be taken, if there is one."""
         if self._broken is not None:
             raise self._broken
 
-    def open_lane(self, call: Call) -> ProcessLane:
+    def open_lane(self, call: Call, setting: Setting | None = None) -> ProcessLane:
         """Open a way for a function; workers that know an older version of it leave."""
         self.check_usable()
-        lane = ProcessLane(self, next(self._keys), call)
-        with self.lock:
+        lane = ProcessLane(self, next(self._keys), call, setting or Setting())
+        with self._shield(), self.lock:
             if self._code.changed(call.fn):
                 for worker in list(self._workers.values()):
                     self._let_go(worker)
@@ -129,78 +170,110 @@ class ProcessBackend:
 
     def enqueue(self, job: Job) -> None:
         """Take a chunk, and send it if a worker is free for it."""
-        with self.lock:
+        with self._shield(), self.lock:
             self.check_usable()
             self._backlog.append(job)
             self._dispatch()
 
-    def wait(self, lane: ProcessLane, deadline: float | None) -> list[Report | Death]:
+    def wait(self, lane: ProcessLane, deadline: float | None) -> list[Entry]:
         """Block until something arrived for a lane, driving the workers if nobody else does."""
-        with self.lock:
+        with self._shield() as shield, self.lock:
             self._turns.wait_until(
-                lambda: bool(lane.inbox or lane.is_woken or self._broken), lane.arrived, deadline
+                lambda: bool(lane.inbox or lane.is_woken or self._broken or shield.is_hit),
+                lane.arrived,
+                deadline,
             )
             lane.is_woken = False
             arrived = list(lane.inbox)
             lane.inbox.clear()
             if not arrived:
                 self.check_usable()
-            return arrived
+        self._put_out_strays()
+        return arrived
+
+    def _put_out_strays(self) -> None:
+        while self._strays:
+            with suppress(IndexError):  # another thread does the same
+                put_out(*self._strays.popleft())
 
     def wake(self, lane: ProcessLane) -> None:
         """Have the thread that waits for a lane return from ``wait``; takes no lock."""
         lane.is_woken = True
         self._turns.ring()
 
-    def close_lane(self, lane: ProcessLane) -> list[Report | Death]:
+    def cancel(self, lane: ProcessLane, first: int) -> bool:
+        """End the chunk of a lane that begins with a task; False if it is over."""
+        with self._shield(), self.lock:
+            for job in self._backlog:
+                if job.lane is lane and job.chunk.first == first:
+                    self._backlog.remove(job)
+                    self._deliver(job, Report(job, 0, NOTHING_DONE, "", 0))
+                    return True
+            for worker, job in self._jobs_of(lane):
+                if job.chunk.first == first:
+                    worker.page.cancel(job.seq)
+                    self._condemn_job(worker, job, "cancelled")
+                    return True
+        return False
+
+    def close_lane(self, lane: ProcessLane) -> list[Entry]:
         """End what a lane has going, and return what arrived."""
-        with self.lock:
+        with self._shield(), self.lock:
             lane.is_closed = True
             self._backlog = deque(job for job in self._backlog if job.lane is not lane)
             self._end_jobs(lane)
             for worker in self._workers.values():
                 if lane.key in worker.known:
-                    worker.known.discard(lane.key)
+                    self._hear_rest(worker)
+                    del worker.known[lane.key]
                     self._send(worker, Forget(lane.key))
-            return list(lane.inbox)
+            arrived = list(lane.inbox)
+        self._put_out_strays()
+        return arrived
 
     def _end_jobs(self, lane: ProcessLane) -> None:
-        """Cancel the chunks of a lane; a worker that does not come to it in time is killed."""
+        """Cancel the chunks of a lane; a worker that does not come to it in time is ended."""
 
         def is_idle() -> bool:
-            return not self._busy_with(lane)
+            return not any(_runs(worker, job) for worker, job in self._jobs_of(lane))
 
-        for worker in self._busy_with(lane):
-            for job in worker.jobs:
-                if job.lane is lane:
-                    worker.page.cancel(job.seq)
+        for worker, job in self._jobs_of(lane):
+            worker.page.cancel(job.seq)
         self._turns.wait_until(is_idle, lane.arrived, monotonic() + GRACE_S)
-        for worker in self._busy_with(lane):
-            self._launcher.kill(worker.number)
-        self._turns.wait_until(is_idle, lane.arrived, monotonic() + GRACE_S)
+        for _ in range(MOST_TRIES):
+            for worker, job in self._jobs_of(lane):
+                self._condemn_job(worker, job, "cancelled")
+            self._turns.wait_until(is_idle, lane.arrived, monotonic() + GRACE_S)
 
-    def _busy_with(self, lane: ProcessLane) -> list[_Worker]:
-        return [
-            worker
-            for worker in self._workers.values()
-            if any(job.lane is lane for job in worker.jobs)
-        ]
+    def _condemn_job(self, worker: _Worker, job: Job, reason: str) -> None:
+        """End a worker if it runs this job, or has not even begun to work."""
+        running = worker.running()
+        if running is not None and running[0][0] == job.seq:
+            self._condemn(worker, Verdict(reason, running[0]))
+        elif not worker.is_ready:
+            self._condemn(worker, Verdict(reason, worker.page.running()))
+
+    def _jobs_of(self, lane: ProcessLane) -> list[tuple[_Worker, Job]]:
+        workers = self._workers.values()
+        return [(worker, job) for worker in workers for job in worker.jobs if job.lane is lane]
 
     def close(self) -> None:
         """Let the workers go, and end those that do not go."""
         if isinstance(self._broken, PoolClosed):  # or abandoned, with a lock of the parent's
             return
-        with self.lock:
+        with self._shield(), self.lock:
             self._break(PoolClosed("This pool is closed; open a new one."))
             for worker in list(self._workers.values()):
                 self._let_go(worker)
             gone = threading.Condition(self.lock)
             self._turns.wait_until(lambda: not self._workers, gone, monotonic() + GRACE_S)
-            for worker in self._workers.values():
-                self._launcher.kill(worker.number)
-            self._turns.wait_until(lambda: not self._workers, gone, monotonic() + GRACE_S)
+            for grace_s in (END_S, 0.0):
+                for worker in self._workers.values():
+                    self._launcher.end(worker.number, grace_s)
+                self._turns.wait_until(lambda: not self._workers, gone, monotonic() + 2 * END_S)
             self._launcher.close()
             self._close_files()
+        self._put_out_strays()
 
     def abandon(self) -> None:
         """In a forked child: close the copies, which would keep the parent's workers waiting."""
@@ -211,14 +284,19 @@ class ProcessBackend:
     def _close_files(self) -> None:
         for worker in self._workers.values():
             worker.channel.close()
+            for reader in worker.outputs:
+                reader.close()
         self._turns.close()
 
     # --- Workers ---------------------------------------------------------------------
 
     def _start_worker(self) -> _Worker:
         number = next(self._numbers)
-        worker = _Worker(number, *self._launcher.start(number))
+        worker = _Worker.of(number, self._launcher.start(number))
         self._workers[number] = worker
+        for reader in worker.outputs:
+            handler = partial(self._hear_output, worker)
+            self._turns.watch(reader, selectors.EVENT_READ, handler, is_first=True)
         setup = Setup(worker.name, Context.here(), sys.argv[:], dict(os.environ), self._initializer)
         self._send(worker, setup)
         return worker
@@ -256,9 +334,32 @@ class ProcessBackend:
             except EOFError:
                 self._turns.unwatch(worker.channel)  # its end will be told, see child.py
 
+    def _hear_output(self, worker: _Worker, reader: OutputReader, _: int) -> None:
+        said = reader.read()
+        if said is not None:
+            self._note_said(worker, said)
+        if reader.has_ended:
+            self._turns.unwatch(reader)
+
+    def _hear_rest(self, worker: _Worker) -> None:
+        for reader in worker.outputs:
+            for said in reader.read_rest():
+                self._note_said(worker, said)
+
+    def _note_said(self, worker: _Worker, said: Said) -> None:
+        """Hand what a worker said to the lane that it works, or last worked, for."""
+        lane = worker.jobs[0].lane if worker.jobs else next(reversed(worker.known.values()), None)
+        if lane is None:
+            self._strays.append(Uttered(said, worker.name))
+        else:
+            lane.inbox.append(Uttered(said, worker.name))
+            lane.arrived.notify()
+
     def _hear(self, worker: _Worker, message: Any) -> None:
         if isinstance(message, Results):
             self._take_results(worker, message)
+        elif isinstance(message, Said):
+            self._note_said(worker, message)
         elif isinstance(message, Ready):
             worker.is_ready = True
             self._false_starts = 0
@@ -276,21 +377,33 @@ class ProcessBackend:
         job.done += len(results.values)
         if results.is_last:
             worker.jobs.popleft()
+            if not worker.jobs and self._has_grown(worker, job.lane):
+                worker.is_leaving = True
             if worker.is_leaving and not worker.jobs:
                 self._hang_up(worker)
             self._dispatch()
 
-    def _count_dead(self, *_: object) -> None:
-        ended = self._launcher.take_ended()
+    def _has_grown(self, worker: _Worker, lane: ProcessLane) -> bool:
+        limit = lane.limits.memory_bytes
+        return limit is not None and family_rss_bytes(self._pid(worker)) > limit * KEPT_SHARE
+
+    def _hear_launcher(self, *_: object) -> None:
+        changes = self._launcher.take_changes()
         if self._launcher.is_lost:
             self._turns.unwatch(self._launcher)
             if self._broken is None:
                 self._launcher.renew()
-                self._turns.watch(self._launcher, selectors.EVENT_READ, self._count_dead)
-        for number, status in ended:
-            self._bury(self._workers[number], status)
+                self._turns.watch(self._launcher, selectors.EVENT_READ, self._hear_launcher)
+        for change in changes:
+            worker = self._workers[change.number]
+            if change.what == "ended":
+                self._bury(worker, change)
+            else:
+                by = (monotonic(), change.status or 0)
+                worker.stopped = by if change.what == "stopped" else None
+                self._judge_at(monotonic() + STOPPED_S)
 
-    def _bury(self, worker: _Worker, status: int | None) -> None:
+    def _bury(self, worker: _Worker, change: Change) -> None:
         """Settle the affairs of a worker that ended."""
         if worker.channel.fileno() >= 0:
             with suppress(EOFError):
@@ -298,29 +411,44 @@ class ProcessBackend:
                     self._hear(worker, message)
         for kept in worker.page.kept():
             self._take_results(worker, Results(*pickle.loads(kept)))
+        self._hear_rest(worker)
         self._hang_up(worker)
+        for reader in worker.outputs:
+            self._turns.unwatch(reader)
+            reader.close()
         del self._workers[worker.number]
         if not worker.is_ready and not worker.is_leaving:
-            self._count_false_start(worker, status)
-        seq, place = worker.page.running()
+            self._count_false_start(worker, change.status)
+        was_oom = change.status == -signal.SIGKILL and self._has_oom_struck()
         for job in worker.jobs:
-            guilty = None
-            if not worker.page.is_shared:
-                guilty = job.done if job is worker.jobs[0] else None
-            elif job.seq == seq and job.done <= place != TOGETHER:
-                guilty = place
-            self._deliver(job, Death(job, guilty, worker.name, self._pid(worker), status))
+            death = Death(
+                job,
+                _guilty_place(worker, job),
+                worker.name,
+                self._pid(worker),
+                change.status,
+                worker.verdict,
+                change.peak_bytes,
+                worker.page.last_words(),
+                was_oom,
+            )
+            self._deliver(job, death)
         self._launcher.pids.pop(worker.number, None)
         self._dispatch()
+
+    def _has_oom_struck(self) -> bool:
+        before, self._oom_kills = self._oom_kills, oom_kills()
+        return None not in (before, self._oom_kills) and before != self._oom_kills
 
     def _count_false_start(self, worker: _Worker, status: int | None) -> None:
         self._false_starts += 1
         if self._initializer is not None or self._false_starts >= MOST_FALSE_STARTS:
+            stack = worker.page.last_words()
             self._break(
                 WorkerStartError(
                     f"{worker.name} (pid {self._pid(worker)}) {death_text(status)} before it was "
                     f"ready{' (in the initializer?)' if self._initializer else ''}. "
-                    "No worker can be started like this."
+                    "No worker can be started like this." + (stack and f"\n{stack}")
                 )
             )
 
@@ -332,24 +460,98 @@ class ProcessBackend:
             self._broken = error
         self._turns.ring()
 
+    # --- Limits ----------------------------------------------------------------------
+
+    def _judge_at(self, due: float) -> None:
+        self._turns.due = min(self._turns.due, due)
+
+    def _judge_all(self) -> None:
+        """End the workers that are over a limit, and note when to look again."""
+        self._turns.due = math.inf
+        now = monotonic()
+        for worker in list(self._workers.values()):
+            if worker.verdict is None:
+                self._judge_at(self._judge(worker, now))
+
+    def _judge(self, worker: _Worker, now: float) -> float:
+        """Look at one worker; return when to look again."""
+        if worker.stopped is not None:
+            since, signum = worker.stopped
+            if now >= since + STOPPED_S:
+                running = worker.page.running()
+                self._condemn(worker, Verdict("stopped", running, seen=signum), grace_s=0)
+            return since + STOPPED_S if now < since + STOPPED_S else math.inf
+        if not worker.jobs or not worker.jobs[0].lane.limits.are_set:
+            return math.inf
+        return min(self._judge_time(worker, now), self._judge_memory(worker, now))
+
+    def _judge_time(self, worker: _Worker, now: float) -> float:
+        limit = worker.jobs[0].lane.limits.time
+        if not limit.is_set:
+            return math.inf
+        if limit.seconds is None:  # the median is not known yet
+            return now + LEAST_RELATIVE_S
+        running = worker.running()
+        if running is None:  # it is starting, or has not come to this chunk yet
+            return now + limit.seconds
+        task, since = running
+        if now < since + limit.seconds:
+            return since + limit.seconds
+        self._condemn(worker, Verdict("time", task, limit.seconds, now - since))
+        return now + limit.seconds
+
+    def _judge_memory(self, worker: _Worker, now: float) -> float:
+        limit = worker.jobs[0].lane.limits.memory_bytes
+        if limit is None:
+            return math.inf
+        running = worker.running()
+        if running is not None:
+            rss_bytes = family_rss_bytes(self._pid(worker))
+            if rss_bytes > limit:
+                self._condemn(worker, Verdict("memory", running[0], limit, rss_bytes))
+        return now + MEASURE_S
+
+    def _condemn(self, worker: _Worker, verdict: Verdict, grace_s: float = END_S) -> None:
+        """End a worker because of the task that it runs, unless it has finished that."""
+        if worker.verdict is None and worker.page.condemn(verdict.running):
+            worker.verdict = verdict
+            worker.is_leaving = True
+            self._launcher.end(worker.number, grace_s)
+
     # --- Chunks ----------------------------------------------------------------------
 
     def _dispatch(self) -> None:
         """Send waiting chunks to workers that have room."""
-        while self._backlog and self._broken is None:
-            worker = self._pick(self._backlog[0])
-            if worker is None:
+        for job in list(self._backlog):
+            if self._broken is not None:
                 return
-            self._assign(worker, self._backlog.popleft())
+            worker = self._pick(job)
+            if worker is not None:
+                self._backlog.remove(job)
+                self._assign(worker, job)
+            elif not job.chunk.earlier:  # else it waits for another worker than the others
+                return
 
     def _pick(self, job: Job) -> _Worker | None:
-        """Return the worker for a chunk: a free one, a new one, or one whose chunk is brief."""
-        staying = [worker for worker in self._workers.values() if not worker.is_leaving]
-        free = next((worker for worker in staying if not worker.jobs), None)
-        if free is not None:
-            return free
+        """Return the worker for a chunk: a free one, a new one, or one whose chunk is brief.
+
+        A task that is tried again goes to another worker than before, where there is one.
+        """
+        tasks = len(job.chunk.items)
+        avoided = job.chunk.earlier[-1].worker if job.chunk.earlier else None
+        for worker in list(self._workers.values()):
+            if worker.tasks and worker.tasks + tasks > self._most_tasks:
+                self._let_go(worker)
+        staying = [worker for worker in self._workers.values() if worker.can_take]
+        free = [worker for worker in staying if not worker.jobs]
+        for worker in free:
+            if worker.name != avoided:
+                return worker
         if len(staying) < self.max_workers:
             return self._start_worker()
+        if free:
+            # The one to be avoided. If there are others, one of them will be free.
+            return free[0] if len(staying) == 1 else None
         brief = (
             worker
             for worker in staying
@@ -360,13 +562,36 @@ class ProcessBackend:
     def _assign(self, worker: _Worker, job: Job) -> None:
         lane = job.lane
         if lane.key not in worker.known:
-            worker.known.add(lane.key)
+            worker.known[lane.key] = lane
             self._send(worker, Learn(lane.key, lane.call.style, lane.fn, Context.here()))
         worker.last_seq += 1
+        worker.tasks += len(job.chunk.items)
         job.seq = worker.last_seq
         worker.jobs.append(job)
-        self._send(worker, Work(job.seq, lane.key, job.chunk.together, job.items))
+        chunk = job.chunk
+        self._send(worker, Work(job.seq, lane.key, chunk.first, chunk.together, job.items))
+        if lane.limits.are_set:
+            is_of_time = lane.limits.memory_bytes is None
+            wait_s = lane.limits.time.seconds if is_of_time else MEASURE_S
+            self._judge_at(monotonic() + (wait_s or LEAST_RELATIVE_S))
 
-    def _deliver(self, job: Job, entry: Report | Death) -> None:
+    def _deliver(self, job: Job, entry: Entry) -> None:
         job.lane.inbox.append(entry)
         job.lane.arrived.notify()
+
+
+# What is reported of a chunk that was taken back before it started.
+NOTHING_DONE = Results(0, 0, [], is_plain=True, errors={}, times=[], is_last=True, queued_s=0.0)
+
+
+def _runs(worker: _Worker, job: Job) -> bool:
+    """Whether a job may be running: a cancelled one that waits behind another never will."""
+    return job is worker.jobs[0] or worker.page.running()[0] == job.seq
+
+
+def _guilty_place(worker: _Worker, job: Job) -> int | None:
+    """Return the task of a job that its worker was running when it ended."""
+    if not worker.page.is_shared:
+        return job.done if job is worker.jobs[0] else None
+    seq, place = worker.page.running()
+    return place if job.seq == seq and job.done <= place != TOGETHER else None

@@ -9,7 +9,7 @@ import os
 from collections import deque
 from typing import TYPE_CHECKING
 
-from plait.backends.contract import Traits
+from plait.backends.contract import Setting, Traits
 from plait.errors import PoolClosed
 from plait.outcome import Call, Chunk, Finished
 from plait.worker import run_apart, run_together
@@ -33,8 +33,12 @@ class SerialBackend:
         self._initializer = initializer
         self.is_usable = True
 
-    def open_lane(self, call: Call) -> SerialLane:
-        """Open a way for a function, after the initializer ran, once."""
+    def open_lane(self, call: Call, setting: Setting | None = None) -> SerialLane:  # noqa: ARG002
+        """Open a way for a function, after the initializer ran, once.
+
+        The thread that waits runs the tasks, so nobody could watch over a limit of time: for
+        that, backends/__init__.py opens a pool of one thread instead.
+        """
         if not self.is_usable:
             raise PoolClosed("This pool is closed; open a new one.")
         if self._initializer is not None:
@@ -58,6 +62,7 @@ class SerialLane:
         self._call = call
         self._chunks: deque[Chunk] = deque()
         self._running: Iterator[Finished] | None = None
+        self.abandoned = 0
 
     @property
     def pending(self) -> int:
@@ -84,7 +89,15 @@ class SerialLane:
     def wake(self) -> None:
         """Nobody waits here, except for the running task."""
 
-    def close(self) -> list[Finished]:
+    def cancel(self, first: int) -> bool:
+        """Drop a chunk that has not started."""
+        for chunk in self._chunks:
+            if chunk.first == first:
+                self._chunks.remove(chunk)
+                return True
+        return False
+
+    def close(self, *, patience_s: float | None = None) -> list[Finished]:  # noqa: ARG002
         """Drop what has not started; nothing runs while nobody waits."""
         self._chunks.clear()
         self._running = None

@@ -1,8 +1,9 @@
-"""The fork server: a small process with one thread that forks workers for its parent.
+"""The fork server: a small process with one thread that starts workers for its parent.
 
 A program with threads must not be forked: a lock that another thread holds at that
 moment stays locked in the child for ever. This process has no other thread, never
-runs the user's code, and is small, so that a fork of it takes a millisecond.
+runs the user's code, and is small, so that a fork of it takes a millisecond. A worker
+is a fork of it, or a fork that at once becomes a fresh interpreter.
 
 Each pool of the parent has a control socket to the server. When it closes, the pool's
 workers end; when the parent dies, everything does:
@@ -10,38 +11,54 @@ workers end; when the parent dies, everything does:
     the parent's pidfd or its root socket says so -> the server kills all workers, exits;
     the server dies -> the kernel kills its workers (PR_SET_PDEATHSIG).
 
-Control messages have 16 bytes, see ``Order``. Worker ends of channels come along as
+What a worker started ends with it. Its process group is killed, and what left the group
+becomes a child of the server when its own parent ends (PR_SET_CHILD_SUBREAPER, Linux), and
+is killed then.
+
+Control messages have a fixed size, see ``Order``. Worker ends of channels come along as
 file descriptors: they are closed here as soon as the worker has them.
 """
 
 from __future__ import annotations
 
 import os
+import pickle
 import selectors
 import signal
 import socket
 import struct
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import NamedTuple, NoReturn
 
 from plait.backends import child_main
+from plait.host import child_pids, monotonic, process_groups, python_command, worker_mark
 
-__all__ = ["Order", "main", "receive_order", "send_order"]
+__all__ = ["MOST_FDS", "Order", "main", "receive_order", "send_order"]
 
-FORMAT = struct.Struct("<4sIq")
+FORMAT = struct.Struct("<4sIqq")
+MOST_FDS = 5
+
+# When the server ends it waits so long for what it killed, and then no longer.
+LAST_WAIT_S = 1
 
 
 class Order(NamedTuple):
     """A message on a control socket.
 
     To the server: OPEN (a control socket comes along), FORK worker ``number`` (its
-    channel and its status page come along), KILL worker ``number`` with signal ``value``.
-    From it: PID of worker ``number``, ENDS with exit code or minus the signal.
+    channel, its status page and its ends of two pipes for output come along), EXEC the same
+    as a fresh interpreter (a file with its environment, pickled, comes along too), END worker
+    ``number``: ask it to (SIGTERM), and kill it after ``value`` milliseconds.
+    From it: PID of worker ``number``, ENDS with exit code or minus the signal in ``value``,
+    and the most memory that it ever had, in bytes, in ``peak``; STOP by signal ``value``,
+    CONT after one.
     """
 
     verb: bytes
     number: int = 0
     value: int = 0
+    peak: int = 0
 
 
 def send_order(sock: socket.socket, order: Order, fds: tuple[int, ...] = ()) -> None:
@@ -51,7 +68,7 @@ def send_order(sock: socket.socket, order: Order, fds: tuple[int, ...] = ()) -> 
 
 def receive_order(sock: socket.socket) -> tuple[Order, list[int]]:
     """Receive an order. Raises EOFError at the end, BlockingIOError if none is here."""
-    data, fds, _, _ = socket.recv_fds(sock, FORMAT.size, 2)
+    data, fds, _, _ = socket.recv_fds(sock, FORMAT.size, MOST_FDS)
     if len(data) < FORMAT.size:
         raise EOFError
     return Order(*FORMAT.unpack(data)), fds
@@ -65,14 +82,24 @@ def main(root_fd: int, parent_pid: int) -> None:
         os._exit(0)
 
 
+@dataclass(slots=True, eq=False)
+class _Child:
+    """A worker: whose it is, its number there, and when it is to be killed."""
+
+    control: socket.socket
+    number: int
+    kill_at: float | None = None
+
+
 class _Server:
     """The workers by pid, and whose they are."""
 
     def __init__(self, root: socket.socket, parent_pid: int) -> None:
         self._pid = os.getpid()
-        self._workers: dict[int, tuple[socket.socket, int]] = {}  # pid -> control, number
+        self._workers: dict[int, _Child] = {}
         self._selector = selectors.DefaultSelector()
         self._selector.register(root, selectors.EVENT_READ, self._open)
+        child_main.adopt_orphans()
         self._watch_parent(parent_pid)
         self._watch_children()
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -100,13 +127,35 @@ class _Server:
 
     def serve(self) -> NoReturn:
         while True:
-            for key, _ in self._selector.select():
+            for key, _ in self._selector.select(self._kill_due()):
                 key.data(key.fileobj)
 
+    def _kill_due(self) -> float | None:
+        """Kill the workers whose time is over; return the seconds until the next is due."""
+        now = monotonic()
+        left = None
+        for pid, worker in self._workers.items():
+            if worker.kill_at is None:
+                continue
+            if worker.kill_at <= now:
+                worker.kill_at = None
+                _signal(pid, signal.SIGKILL)
+            else:
+                left = min(left or worker.kill_at - now, worker.kill_at - now)
+        return left
+
     def _end(self, _: object = None) -> NoReturn:
-        for pid in self._workers:
-            _kill(pid, signal.SIGKILL)
+        """Kill every process that stems from here, and exit."""
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(LAST_WAIT_S)  # the last resort: a process may not die, in a broken mount
+        with suppress(ChildProcessError):
+            while True:
+                for pid in {*self._workers, *child_pids(self._pid)}:
+                    _signal_family(pid)
+                os.wait()  # its children, if it leaves any, are ours now
         os._exit(0)
+
+    # --- What the parent asks for ------------------------------------------------------
 
     def _open(self, root: socket.socket) -> None:
         try:
@@ -121,35 +170,41 @@ class _Server:
         except (EOFError, OSError):
             self._close(control)
             return
-        if order.verb == b"FORK":
-            self._fork(control, order.number, fds)
-        elif order.verb == b"KILL":
-            for pid, worker in self._workers.items():
-                if worker == (control, order.number):
-                    _kill(pid, signal.Signals(order.value))
+        if order.verb == b"END ":
+            self._end_worker(control, order)
+        else:
+            self._start(control, order, fds)
+
+    def _end_worker(self, control: socket.socket, order: Order) -> None:
+        for pid, worker in self._workers.items():
+            if worker.control is control and worker.number == order.number:
+                worker.kill_at = monotonic() + order.value / 1000
+                if order.value:
+                    _signal(pid, signal.SIGTERM)
+                    _signal(pid, signal.SIGCONT)  # or one that is stopped would not hear it
 
     def _close(self, control: socket.socket) -> None:
         self._selector.unregister(control)
         control.close()
-        for pid, (owner, _) in self._workers.items():
-            if owner is control:
-                _kill(pid, signal.SIGKILL)
+        for pid, worker in self._workers.items():
+            if worker.control is control:
+                _signal(pid, signal.SIGKILL)
 
-    def _fork(self, control: socket.socket, number: int, fds: list[int]) -> None:
+    def _start(self, control: socket.socket, order: Order, fds: list[int]) -> None:
         try:
             pid = os.fork()
         except OSError as error:
-            self._tell(control, Order(b"ENDS", number, error.errno or 1))
+            self._tell(control, Order(b"ENDS", order.number, error.errno or 1))
             pid = -1
         if pid == 0:
-            self._become_worker(fds)
+            self._become_worker(order.verb, fds)
         for fd in fds:
             os.close(fd)
         if pid > 0:
-            self._workers[pid] = (control, number)
-            self._tell(control, Order(b"PID ", number, pid))
+            self._workers[pid] = _Child(control, order.number)
+            self._tell(control, Order(b"PID ", order.number, pid))
 
-    def _become_worker(self, fds: list[int]) -> NoReturn:
+    def _become_worker(self, verb: bytes, fds: list[int]) -> NoReturn:
         """In the forked child: let go of all that is the server's, and be a worker."""
         try:
             child_main.die_with_parent()
@@ -164,30 +219,93 @@ class _Server:
             self._bell_end.close()
             if self._parent_fd >= 0:
                 os.close(self._parent_fd)
-            if os.getppid() == self._pid:  # it did not die before the kernel was asked to watch
-                child_main.main(*fds)
+            if os.getppid() != self._pid:  # it died before the kernel was asked to watch
+                os._exit(1)
+            if verb == b"EXEC":
+                _become_interpreter(fds)
+            child_main.main(*fds)
         finally:
             os._exit(1)
+
+    # --- What becomes of the workers ---------------------------------------------------
 
     def _reap(self, bell: socket.socket) -> None:
         with suppress(BlockingIOError):
             while bell.recv(4096):
                 pass
-        for pid in list(self._workers):
-            ended, status = os.waitpid(pid, os.WNOHANG)
-            if ended:
-                control, number = self._workers.pop(pid)
-                self._tell(control, Order(b"ENDS", number, os.waitstatus_to_exitcode(status)))
+        with suppress(ChildProcessError):  # there is none left
+            while True:
+                pid, status, usage = os.wait4(-1, os.WNOHANG | os.WUNTRACED | os.WCONTINUED)
+                if not pid:
+                    return
+                worker = self._workers.get(pid)
+                if worker is not None:
+                    self._note(pid, worker, status, usage.ru_maxrss * child_main.MAXRSS_UNIT)
+
+    def _note(self, pid: int, worker: _Child, status: int, peak: int) -> None:
+        if os.WIFSTOPPED(status):
+            order = Order(b"STOP", worker.number, os.WSTOPSIG(status))
+        elif os.WIFCONTINUED(status):
+            order = Order(b"CONT", worker.number)
+        else:
+            del self._workers[pid]
+            self._end_family(pid)
+            code = os.waitstatus_to_exitcode(status)
+            order = Order(b"ENDS", worker.number, code, peak)
+        self._tell(worker.control, order)
+
+    def _end_family(self, pid: int) -> None:
+        """Kill what a worker that ended has left behind.
+
+        Its orphans are children of the server now, as are those that living workers have
+        set free. Which is whose is told by the group, the session, or the mark that a
+        worker puts into its environment; who hides them all is taken for its.
+        """
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(pid, signal.SIGKILL)
+        known: set[int] = set()
+        while orphans := set(child_pids(self._pid)) - set(self._workers) - known:
+            known |= orphans
+            for orphan in orphans:
+                if not self._is_of_a_living_worker(orphan):
+                    _signal_family(orphan)
+
+    def _is_of_a_living_worker(self, pid: int) -> bool:
+        return any(owner in self._workers for owner in (*process_groups(pid), worker_mark(pid)))
 
     def _tell(self, control: socket.socket, order: Order) -> None:
         with suppress(OSError):  # the pool is closed: nobody wants to know
             send_order(control, order)
 
 
-def _kill(pid: int, signum: signal.Signals) -> None:
-    """Signal a worker and what it started; it has not been reaped, so the pid is its own."""
-    with suppress(ProcessLookupError, PermissionError):
-        os.kill(pid, signum)
+def _become_interpreter(fds: list[int]) -> NoReturn:
+    *kept, environ_fd = fds
+    with os.fdopen(environ_fd, "rb") as file:
+        file.seek(0)
+        environ = pickle.load(file)
+    for fd in kept:
+        os.set_inheritable(fd, True)
+    command = python_command("plait.backends.child_main.main_spawned", *kept)
+    os.execve(command[0], command, environ)
+
+
+def _signal(pid: int, signum: signal.Signals) -> None:
+    """Signal a worker and, to end it, what it started; it was not reaped: the pid is its own."""
     if signum == signal.SIGKILL:
+        _signal_family(pid)
+    else:
         with suppress(ProcessLookupError, PermissionError):
-            os.killpg(pid, signum)
+            os.kill(pid, signum)
+
+
+def _signal_family(pid: int) -> None:
+    """Kill a process, its group, and all that descends from it now."""
+    family = [pid]
+    for member in family:  # it grows meanwhile
+        family += child_pids(member)
+    for member in family:
+        with suppress(ProcessLookupError, PermissionError):
+            os.kill(member, signal.SIGKILL)
+    with suppress(ProcessLookupError, PermissionError):
+        if os.getpgid(pid) == pid:
+            os.killpg(pid, signal.SIGKILL)

@@ -1,28 +1,46 @@
 """One thread per worker, all fed from one queue.
 
-Threads share memory and cannot be killed, so there is nothing to carry, nothing to
-watch and nobody to bury: a worker takes a chunk, runs it and puts what finished into
-the inbox of the lane that the chunk came from.
+Threads share memory and cannot be killed, so there is nothing to carry and nobody to bury:
+a worker takes a chunk, runs it and puts what finished into the inbox of the lane that the
+chunk came from. A thread whose task runs over its limit of time is abandoned: the task has
+failed, whatever it still returns is dropped, and another thread takes its place.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import weakref
+from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
-from plait.backends.contract import Traits
+from plait.backends.contract import Setting, Traits
 from plait.backends.inbox import Inbox
-from plait.errors import PoolClosed, WorkerStartError
-from plait.outcome import Call, Chunk, Finished
-from plait.worker import run_apart, run_together
+from plait.errors import PoolClosed, TaskTimeout, Victim, WorkerStartError
+from plait.host import monotonic
+from plait.limits import LEAST_RELATIVE_S
+from plait.outcome import Call, Chunk, Finished, Stretch, short
+from plait.worker import FLUSH_S, run_apart, run_together
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = ["ThreadBackend"]
+
+
+@dataclass(slots=True, eq=False)
+class _Seat:
+    """A worker: its thread, and what that is running."""
+
+    name: str
+    thread: threading.Thread | None = None
+    lane: ThreadLane | None = None
+    chunk: Chunk | None = None
+    place: int = 0  # of the running task in its chunk
+    started: float = math.inf
+    is_abandoned: bool = False
 
 
 class ThreadBackend:
@@ -35,8 +53,9 @@ class ThreadBackend:
         self._initializer = initializer
         self._work: SimpleQueue[tuple[ThreadLane, Chunk] | None] = SimpleQueue()
         self._idle = threading.Semaphore(0)
-        self._lock = threading.Lock()  # guards the attributes below
-        self._threads: list[threading.Thread] = []
+        self.lock = threading.Lock()  # guards the attributes below, and the seats
+        self._seats: list[_Seat] = []
+        self._count = 0  # of threads that were ever started
         self._lanes: weakref.WeakSet[ThreadLane] = weakref.WeakSet()
         self._broken: WorkerStartError | None = None
         self._is_closed = False
@@ -46,33 +65,38 @@ class ThreadBackend:
         """Whether new lanes can be opened."""
         return not self._is_closed and self._broken is None
 
-    def open_lane(self, call: Call) -> ThreadLane:
+    def open_lane(self, call: Call, setting: Setting | None = None) -> ThreadLane:
         """Open a way for a function."""
-        lane = ThreadLane(self, call)
-        with self._lock:
+        lane = ThreadLane(self, call, setting or Setting())
+        with self.lock:
             self._lanes.add(lane)
         return lane
 
     def enqueue(self, lane: ThreadLane, chunk: Chunk) -> None:
         """Put a chunk into the queue, and start a thread if none is free for it."""
-        with self._lock:
+        with self.lock:
             if self._is_closed:
                 raise PoolClosed("This pool is closed; open a new one.")
             if self._broken is not None:
                 raise self._broken
-            self._work.put((lane, chunk))
-            if len(self._threads) < self.max_workers and not self._idle.acquire(blocking=False):
-                self._start_thread()
+            self.requeue(lane, chunk)
+
+    def requeue(self, lane: ThreadLane, chunk: Chunk) -> None:
+        """Do the same for a chunk of a lane at work; called with the lock."""
+        self._work.put((lane, chunk))
+        if len(self._seats) < self.max_workers and not self._idle.acquire(blocking=False):
+            self._start_thread()
 
     def _start_thread(self) -> None:
-        name = f"thread-{len(self._threads) + 1}"
-        thread = threading.Thread(
-            target=self._serve, args=(name,), name=f"plait-{name}", daemon=True
+        self._count += 1
+        seat = _Seat(f"thread-{self._count}")
+        seat.thread = threading.Thread(
+            target=self._serve, args=(seat,), name=f"plait-{seat.name}", daemon=True
         )
-        self._threads.append(thread)
-        thread.start()
+        self._seats.append(seat)
+        seat.thread.start()
 
-    def _serve(self, name: str) -> None:
+    def _serve(self, seat: _Seat) -> None:
         try:
             if self._initializer is not None:
                 self._initializer()
@@ -82,41 +106,62 @@ class ThreadBackend:
         while (job := self._work.get()) is not None:
             lane, chunk = job
             if lane.inbox.claim():
-                lane.run(chunk, name)
+                seat.chunk, seat.place, seat.started = chunk, 0, math.inf
+                seat.lane = lane
+                lane.run(chunk, seat)
+                with self.lock:
+                    seat.lane = seat.chunk = None
+                    if seat.is_abandoned:
+                        return
             del job, lane, chunk  # an idle worker keeps no item alive
             self._idle.release()
         self._work.put(None)  # pass the end on to the next worker
 
+    def seats_of(self, lane: ThreadLane) -> list[_Seat]:
+        """Return the workers that run something of a lane."""
+        return [seat for seat in list(self._seats) if seat.lane is lane]
+
+    def abandon_seat(self, seat: _Seat) -> None:
+        """Leave a thread to itself, and start another if there is work; called with the lock."""
+        seat.is_abandoned = True
+        self._seats.remove(seat)
+        if not self._work.empty():
+            self._start_thread()
+
     def _break(self, error: BaseException) -> None:
         broken = WorkerStartError(f"The initializer failed in a thread: {error!r}")
         broken.__cause__ = error
-        with self._lock:
+        with self.lock:
             self._broken = broken
             for lane in self._lanes:
                 lane.inbox.put(broken)
 
     def close(self) -> None:
         """Let the queued work finish, then end the threads."""
-        with self._lock:
+        with self.lock:
             self._is_closed = True
+            threads = [seat.thread for seat in self._seats if seat.thread is not None]
         self._work.put(None)
-        for thread in self._threads:
+        for thread in threads:
             if thread is not threading.current_thread():
                 thread.join()
 
     def abandon(self) -> None:
         """In a forked child: the threads exist in the parent only."""
         self._is_closed = True
-        self._threads = []
+        self._seats = []
 
 
 class ThreadLane:
     """One function's way through a pool of threads."""
 
-    def __init__(self, backend: ThreadBackend, call: Call) -> None:
+    def __init__(self, backend: ThreadBackend, call: Call, setting: Setting) -> None:
         self._backend = backend
         self._call = call
+        self._limit = setting.limits.time
+        self._context = setting.context
         self.inbox = Inbox()
+        self.abandoned = 0
 
     @property
     def pending(self) -> int:
@@ -132,26 +177,108 @@ class ThreadLane:
             self.inbox.count(-1)
             raise
 
-    def run(self, chunk: Chunk, worker: str) -> None:
+    # --- In the worker -----------------------------------------------------------------
+
+    def run(self, chunk: Chunk, seat: _Seat) -> None:
         """Run a chunk, as a worker, and deliver what finishes."""
-        pid = os.getpid()
+        run = self._run_watched if self._limit.is_set else self._run
+        # What a task sets in its context is not seen by other chunks, nor by the caller.
+        self._context.copy().run(run, chunk, seat)
+
+    def _run(self, chunk: Chunk, seat: _Seat) -> None:
         if chunk.together:
             stretch = run_together(self._call, chunk.items)
-            self.inbox.put(Finished.of(chunk, 0, stretch, worker, pid))
+            self.inbox.put(Finished.of(chunk, 0, stretch, seat.name, os.getpid()))
             return
         done = 0
-        for stretch in run_apart(self._call, chunk.items, begin=lambda _: not self.inbox.is_closed):
-            self.inbox.put(Finished.of(chunk, done, stretch, worker, pid))
+        for stretch in run_apart(self._call, chunk.items, begin=self._is_wanted, flush_s=FLUSH_S):
+            self.inbox.put(Finished.of(chunk, done, stretch, seat.name, os.getpid()))
             done += len(stretch.values)
 
+    def _is_wanted(self, _: int) -> bool:
+        return not self.inbox.is_closed
+
+    def _run_watched(self, chunk: Chunk, seat: _Seat) -> None:
+        """Run tasks one by one; each is over, and delivered, before the next one begins."""
+
+        def begin(place: int) -> bool:
+            seat.place, seat.started = place, monotonic()
+            return not self.inbox.is_closed
+
+        for done, stretch in enumerate(run_apart(self._call, chunk.items, begin=begin, flush_s=0)):
+            with self._backend.lock:
+                if seat.is_abandoned:
+                    return
+                seat.started = math.inf
+                self.inbox.put(Finished.of(chunk, done, stretch, seat.name, os.getpid()))
+
+    # --- In the thread that waits ------------------------------------------------------
+
     def wait_outcomes(self, timeout: float | None = None) -> list[Finished]:
-        """Block until tasks finished."""
-        return self.inbox.take(timeout)
+        """Block until tasks finished, or ran over their limit."""
+        if not self._limit.is_set:
+            return self.inbox.take(timeout)
+        deadline = math.inf if timeout is None else monotonic() + timeout
+        while self.pending:
+            due = self._judge()
+            if finished := self.inbox.take(max(0.0, min(due, deadline) - monotonic())):
+                return finished
+            if monotonic() < due:  # somebody woke us, or time is up
+                break
+        return []
+
+    def _judge(self) -> float:
+        """Fail the tasks that are over the limit; return when to look again."""
+        limit_s = self._limit.seconds
+        due = monotonic() + (limit_s or LEAST_RELATIVE_S)
+        with self._backend.lock:
+            for seat in self._backend.seats_of(self):
+                after_s = monotonic() - seat.started
+                if limit_s is None or after_s < limit_s:
+                    due = min(due, seat.started + (limit_s or math.inf))
+                    continue
+                self._backend.abandon_seat(seat)
+                self.abandoned += 1
+                rest = self._fail(seat, limit_s, after_s)
+                if rest.items:
+                    self.inbox.count(1)
+                    self._backend.requeue(self, rest)
+        return due
+
+    def _fail(self, seat: _Seat, limit_s: float, after_s: float) -> Chunk:
+        """Deliver the error of a seat's running task; return the tasks after it."""
+        chunk, place = seat.chunk, seat.place
+        assert chunk is not None
+        item = chunk.items[place]
+        victim = Victim(
+            index=chunk.first + place,
+            item=f"{self._call.name}({short(item)})",
+            attempt=chunk.attempt,
+            worker=seat.name,
+            pid=os.getpid(),
+        )
+        error = TaskTimeout.of_task(victim, limit_s, after_s, is_abandoned=True)
+        stretch = Stretch([None], {0: error}, [(seat.started, after_s)])
+        failed = chunk.part(place, place + 1)
+        self.inbox.put(Finished.of(failed, 0, stretch, seat.name, os.getpid()))
+        return chunk.part(place + 1)
 
     def wake(self) -> None:
         """Have ``wait_outcomes`` return."""
         self.inbox.put(None)
 
-    def close(self) -> list[Finished]:
-        """Drop what is queued and wait for what runs: a thread cannot be ended."""
-        return self.inbox.close()
+    def cancel(self, first: int) -> bool:  # noqa: ARG002
+        """Say no: what was queued will run, and a running thread cannot be ended."""
+        return False
+
+    def close(self, *, patience_s: float | None = None) -> list[Finished]:
+        """Drop what is queued and wait for what runs; abandon it after ``patience_s`` seconds."""
+        if self._limit.seconds is not None:
+            patience_s = min(patience_s or math.inf, self._limit.seconds)
+        finished = self.inbox.close(patience_s)
+        if self.pending:
+            with self._backend.lock:
+                for seat in self._backend.seats_of(self):
+                    self._backend.abandon_seat(seat)
+                    self.abandoned += 1
+        return finished

@@ -7,12 +7,13 @@ concerns. No helper thread stands between a socket and who waits for it.
 
 from __future__ import annotations
 
+import math
 import selectors
 import socket
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from plait.host import monotonic
 
@@ -29,6 +30,11 @@ class HasFileno(Protocol):
         ...
 
 
+class _Watched(NamedTuple):
+    handler: Handler
+    is_first: bool
+
+
 class Turns:
     """A selector, the lock of what it serves, and whose turn it is to wait in it."""
 
@@ -37,18 +43,25 @@ class Turns:
         self._selector = selectors.DefaultSelector()
         self._is_driven = False  # a thread is waiting in the selector
         self._sleeping: set[threading.Condition] = set()  # of threads that wait for the driver
+        self.due = math.inf  # when ``on_due`` is to be called by whoever drives then
+        self.on_due: Callable[[], object] = lambda: None
         self._bell, self._bell_end = socket.socketpair()
         self._bell.setblocking(False)
         self._bell_end.setblocking(False)
         self.watch(self._bell, selectors.EVENT_READ, self._hear_bell)
 
-    def watch(self, file: HasFileno, mask: int, handler: Handler) -> None:
-        """Have ``handler(file, mask)`` called, with the lock, when something is ready."""
+    def watch(
+        self, file: HasFileno, mask: int, handler: Handler, *, is_first: bool = False
+    ) -> None:
+        """Have ``handler(file, mask)`` called, with the lock, when something is ready.
+
+        Of several that are ready together those that are *first* come first.
+        """
         known = self._selector.get_map().get(file)
         if known is None:
-            self._selector.register(file, mask, handler)
+            self._selector.register(file, mask, _Watched(handler, is_first))
         elif known.events != mask:
-            self._selector.modify(file, mask, handler)
+            self._selector.modify(file, mask, _Watched(handler, is_first))
         else:
             return
         if self._is_driven:  # not every kind of selector notices by itself
@@ -100,6 +113,9 @@ class Turns:
 
     def _drive(self, timeout: float | None) -> None:
         """Wait for the next things to happen, without the lock, and handle them, with it."""
+        if self.due < math.inf:
+            left = max(0.0, self.due - monotonic())
+            timeout = left if timeout is None else min(timeout, left)
         self._is_driven = True
         self.lock.release()
         try:
@@ -107,8 +123,13 @@ class Turns:
         finally:
             self.lock.acquire()
             self._is_driven = False
-        for key, mask in ready:
-            key.data(key.fileobj, mask)
+        # What a worker printed comes before what it sent later: results, for example.
+        for is_first in (True, False):
+            for key, mask in ready:
+                if key.data.is_first is is_first:
+                    key.data.handler(key.fileobj, mask)
+        if self.due < math.inf and self.due <= monotonic():
+            self.on_due()
 
     def close(self) -> None:
         """Close the files of its own."""

@@ -1,0 +1,113 @@
+"""Put out what workers said, as if it had been said here.
+
+Lines go to this process's sys.stdout and sys.stderr, records to its loggers, warnings through
+its filters. Called by the thread that waits for a lane, never by whoever happens to drive:
+handlers, streams and filters are the user's.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+import warnings
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from plait.backends.messages import Said
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["OutputReader", "put_out"]
+
+READ_BYTES = 1 << 16
+
+
+class OutputReader:
+    """The parent's end of a worker's standard output or error; gives whole lines."""
+
+    def __init__(self, kind: str, fd: int) -> None:
+        """``kind`` is "stdout" or "stderr"; reading ``fd`` must not block."""
+        self.kind = kind
+        self._fd = fd
+        self._partial = b""  # a line that has not ended
+        self.has_ended = False
+
+    def fileno(self) -> int:
+        """Return what to wait on; -1 once it is closed."""
+        return self._fd
+
+    def read(self) -> Said | None:
+        """Return the lines that are there, if any."""
+        pieces = [self._partial]
+        try:
+            while data := os.read(self._fd, READ_BYTES):
+                pieces.append(data)
+            self.has_ended = True
+        except BlockingIOError:
+            pass
+        whole, newline, self._partial = b"".join(pieces).rpartition(b"\n")
+        return Said(self.kind, whole + newline) if newline else None
+
+    def read_rest(self) -> list[Said]:
+        """Return all that is there; a line that has not ended ends here."""
+        said = [] if self._fd < 0 else [self.read()]
+        rest, self._partial = self._partial, b""
+        if rest:
+            said.append(Said(self.kind, rest + b"\n"))
+        return [one for one in said if one is not None]
+
+    def close(self) -> None:
+        """Read no more."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def put_out(said: Said, worker: str, *, prefix: bool = False) -> None:
+    """Write, log or warn what a worker said; a handler that fails does not harm the run."""
+    try:
+        _WAYS[said.kind](said, f"[{worker}] " if prefix else "")
+    except Exception:  # noqa: BLE001  of the user's own stream, handler or filter
+        with suppress(Exception):
+            import traceback
+
+            traceback.print_exc()
+
+
+def _write(said: Said, prefix: str) -> None:
+    stream = getattr(sys, said.kind)
+    if stream is None or getattr(stream, "closed", False):
+        return
+    text = said.data.decode(errors="replace")
+    if prefix:
+        text = "".join(prefix + line for line in text.splitlines(keepends=True))
+    with suppress(OSError):  # nobody reads it any more
+        stream.write(text)
+
+
+def _log(said: Said, _: str) -> None:
+    import logging
+
+    record = logging.makeLogRecord(pickle.loads(said.data))
+    logger = logging.getLogger(record.name)
+    if logger.isEnabledFor(record.levelno):
+        logger.handle(record)
+
+
+_registries: dict[str, dict[Any, Any]] = {}  # by file: what was warned of already
+
+
+def _warn(said: Said, _: str) -> None:
+    facts = pickle.loads(said.data)
+    registry = _registries.setdefault(facts["filename"], {})
+    warnings.warn_explicit(**facts, registry=registry)
+
+
+_WAYS: dict[str, Callable[[Said, str], None]] = {
+    "stdout": _write,
+    "stderr": _write,
+    "record": _log,
+    "warning": _warn,
+}

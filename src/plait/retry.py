@@ -1,0 +1,109 @@
+"""Whether a failed task is tried again, and when. Pure: errors and times in, decisions out."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from plait.errors import NotPicklable
+from plait.outcome import Attempt, Chunk, Finished
+
+if TYPE_CHECKING:
+    from plait.options import Options
+
+__all__ = ["Retries", "RetryPolicy"]
+
+
+class RetryPolicy:
+    """What the options ``retries``, ``retry_on`` and ``backoff`` ask for.
+
+    The wait before a try is drawn evenly from 0 to ``initial * factor ** (tries - 1)``, at
+    most ``maximum`` seconds ("full jitter": Brooker, "Exponential Backoff And Jitter", AWS
+    Architecture Blog, 2015), so that tasks which failed together do not return together.
+
+    >>> from plait.options import Options
+    >>> policy = RetryPolicy(Options(retries=2, backoff=(1.0, 2.0, 60.0)))
+    >>> policy.wait_s(OSError(), attempt=2, draw=lambda: 0.5)
+    1.0
+    >>> policy.wait_s(OSError(), attempt=3, draw=lambda: 0.5) is None  # no try is left
+    True
+    """
+
+    def __init__(self, options: Options) -> None:
+        self._retries = options.retries
+        self._retry_on = options.retry_on
+        given = options.backoff
+        self._backoff = given if isinstance(given, tuple) else (float(given), 2.0, float("inf"))
+
+    @property
+    def is_active(self) -> bool:
+        """Whether anything is ever tried again."""
+        return self._retries > 0
+
+    def wait_s(self, error: BaseException, attempt: int, draw: Callable[[], float]) -> float | None:
+        """Return the seconds to wait before the next try; None: the error is final.
+
+        ``attempt`` is the try that failed, from 1; ``draw`` gives a number from 0 to 1.
+        """
+        if attempt > self._retries or not self._is_to_be_retried(error):
+            return None
+        initial, factor, maximum = self._backoff
+        return draw() * min(initial * factor ** min(attempt - 1, 1000), maximum)
+
+    def _is_to_be_retried(self, error: BaseException) -> bool:
+        if isinstance(self._retry_on, type | tuple):
+            # What cannot be pickled cannot be the next time either.
+            return isinstance(error, self._retry_on) and not isinstance(error, NotPicklable)
+        return bool(self._retry_on(error))
+
+
+class Retries:
+    """The tasks of a run that wait for their next try."""
+
+    def __init__(self, policy: RetryPolicy, draw: Callable[[], float]) -> None:
+        self._policy = policy
+        self._draw = draw
+        self._waiting: list[tuple[float, int, Finished]] = []  # a heap; the index breaks ties
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def due(self) -> float:
+        """When the next try is due; infinity if none is."""
+        return self._waiting[0][0] if self._waiting else math.inf
+
+    def keep(self, finished: Finished, now: float) -> Iterator[Finished]:
+        """Keep the tasks that are to be tried again, and yield the others: they are final."""
+        start = 0
+        for place in sorted(finished.errors) if self._policy.is_active else ():
+            error = finished.errors[place]
+            wait_s = self._policy.wait_s(error, len(finished.earlier) + 1, self._draw)
+            if wait_s is None:
+                continue
+            if place > start:
+                yield finished.part(start, place)
+            failed = finished.part(place, place + 1)
+            heapq.heappush(self._waiting, (now + wait_s, failed.first, failed))
+            start = place + 1
+        if start == 0:
+            yield finished
+        elif start < len(finished.values):
+            yield finished.part(start, len(finished.values))
+
+    def take_due(self, now: float) -> Chunk | None:
+        """Return a task whose next try is due, with its earlier attempts."""
+        if self.due > now:
+            return None
+        _, _, failed = heapq.heappop(self._waiting)
+        (last,) = failed.outcomes()
+        assert last.error is not None
+        attempt = Attempt(last.error, last.worker, last.pid, last.started, last.seconds)
+        return Chunk(failed.first, failed.items, earlier=(*failed.earlier, attempt))
+
+    def give_up(self) -> list[Finished]:
+        """Return all that wait; their last errors are final."""
+        waiting, self._waiting = self._waiting, []
+        return [failed for _, _, failed in sorted(waiting, key=lambda entry: entry[:2])]
