@@ -93,6 +93,7 @@ Ctrl-C lets the running tasks finish; Ctrl-C again ends at once.
 
 _Items = partial(typer.Option, rich_help_panel="Items, from one of three sources")
 _Work = partial(typer.Option, rich_help_panel="How they are run")
+_Care = partial(typer.Option, rich_help_panel="When something goes wrong")
 _Output = partial(typer.Option, rich_help_panel="What is shown")
 
 _FUNCTION_HELP = "Where to find it, for example math:sqrt or images:Photo.open."
@@ -103,6 +104,10 @@ _BACKEND_HELP = "The kind of worker; auto measures the first tasks and chooses."
 _BUFFER_HELP = "Items read ahead, or done and waiting for their turn to be printed."
 _START_HELP = "Processes are forked from a small server, or each started as a fresh Python."
 _ERROR_HELP = "After a task failed: go on, or start nothing more."
+_BACKOFF_HELP = "Before a further try, up to S * FACTOR^(tries - 1) seconds, at most MAX."
+_TASK_TIMEOUT_HELP = "Seconds that one task may take, or 5x: five times the median so far."
+_MEMORY_HELP = "What a worker process may have, for example 2GB; only for processes."
+_PREFIX_HELP = "Begin lines that worker processes print with the worker's name."
 _ORDER_HELP = "Print results in the order of the items, or as soon as they are there."
 _PROGRESS_HELP = "A bar on stderr; by default where stderr is a terminal and stdout is none."
 
@@ -125,11 +130,22 @@ def _map(
     start_method: Annotated[
         str | None, _Work(metavar="|".join(START_METHODS), help=_START_HELP)
     ] = None,
-    on_error: Annotated[str, _Work(metavar="|".join(ON_ERROR), help=_ERROR_HELP)] = "return",
+    on_error: Annotated[str, _Care(metavar="|".join(ON_ERROR), help=_ERROR_HELP)] = "return",
+    retries: Annotated[str, _Care(metavar="N", help="Further tries of a task that failed.")] = "0",
+    backoff: Annotated[str, _Care(metavar="S[,FACTOR,MAX]", help=_BACKOFF_HELP)] = "0.1,2,30",
+    task_timeout: Annotated[str | None, _Care(metavar="S|Nx", help=_TASK_TIMEOUT_HELP)] = None,
+    timeout: Annotated[
+        str | None, _Care(metavar="S", help="Seconds that all of it may take.")
+    ] = None,
+    memory_limit: Annotated[str | None, _Care(metavar="SIZE", help=_MEMORY_HELP)] = None,
+    max_tasks_per_child: Annotated[
+        str | None, _Care(metavar="N", help="Replace a worker process after so many tasks.")
+    ] = None,
     ordered: Annotated[bool, _Output("--ordered/--no-ordered", help=_ORDER_HELP)] = True,
     progress: Annotated[
         bool | None, _Output("--progress/--no-progress", help=_PROGRESS_HELP)
     ] = None,
+    prefix_output: Annotated[bool, _Output("--prefix-output", help=_PREFIX_HELP)] = False,
     report: Annotated[
         bool, _Output("--report", help="At the end, the run in numbers, on stderr.")
     ] = False,
@@ -141,6 +157,13 @@ def _map(
         "buffersize": _number(buffersize),
         "start_method": start_method,
         "on_error": on_error,
+        "retries": _number(retries),
+        "backoff": _numbers(backoff),
+        "task_timeout": _number(task_timeout),
+        "timeout": _number(timeout),
+        "memory_limit": _number(memory_limit),
+        "max_tasks_per_child": _number(max_tasks_per_child),
+        "prefix_output": prefix_output,
         "ordered": ordered,
         "progress": _is_watched() if progress is None else progress,
     }
@@ -161,12 +184,18 @@ def _map(
         raise typer.Exit(code)
 
 
-def _number(text: str | None) -> int | str | None:
+def _number(text: str | None) -> float | str | None:
     """Return what may be a number as one; whether it had to be, the options know."""
-    try:
-        return None if text is None else int(text)
-    except ValueError:
-        return text
+    for kind in (int, float):
+        with suppress(ValueError):
+            return None if text is None else kind(text)
+    return text
+
+
+def _numbers(text: str) -> Any:
+    """Return one number, or several with commas between them as a tuple."""
+    numbers = [_number(part) for part in text.split(",")]
+    return numbers[0] if len(numbers) == 1 else tuple(numbers)
 
 
 def _check(given: dict[str, Any]) -> OptionArgs:

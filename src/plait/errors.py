@@ -157,7 +157,7 @@ class WorkerDied(TaskError):
         """
         ending = death_text(status)
         if stopped_by is not None:
-            name = _signal_name(stopped_by)
+            name = signal_name(stopped_by)
             ending = f"was stopped by {name} and, as it did not go on, ended by plait"
         text = f"{victim.worker} (pid {victim.pid}) {ending} while it ran {victim}."
         if was_oom:
@@ -257,7 +257,7 @@ class RunTimeout(PlaitError, TimeoutError):
     def __init__(self, limit_s: float, done: int, where: str = "") -> None:
         super().__init__(
             f"The call was not over after timeout={limit_s:.3g} s; {done:,} tasks had "
-            f"finished.{where} What was running has been ended."
+            f"finished.{where} What was running has been ended, or, on threads, left to itself."
         )
         self.limit_s = limit_s
         self.done = done
@@ -302,10 +302,10 @@ def death_text(status: int | None) -> str:
         return "vanished"
     if status >= 0:
         return f"exited with code {status}"
-    return f"was killed by {_signal_name(-status)}"
+    return f"was killed by {signal_name(-status)}"
 
 
-def _signal_name(number: int) -> str:
+def signal_name(number: int) -> str:
     try:
         return signal.Signals(number).name
     except ValueError:

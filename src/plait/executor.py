@@ -13,15 +13,17 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
+from contextvars import copy_context
 from queue import Empty, SimpleQueue
 from typing import Any, Literal, TypeVar
 
 from plait.api import check, prepare, values_of
-from plait.backends import Lane, open_backend
+from plait.backends import Lane, Setting, open_backend
 from plait.chunks import BRIEF_S
 from plait.errors import OptionError, PlaitError, PoolClosed
 from plait.host import cpu_count, monotonic
+from plait.limits import Limits, TimeLimit
 from plait.options import Options
 from plait.outcome import Call, Chunk, Finished
 from plait.plan import Facts, choose
@@ -43,6 +45,12 @@ class Executor(concurrent.futures.Executor):
         initializer: called once in each new worker, with ``initargs``.
         initargs: a tuple.
         start_method: "server" or "spawn", for processes.
+        max_tasks_per_child: how many tasks a worker process runs before it is replaced.
+        task_timeout: seconds that one task may take; see ``plait.Options``.
+        memory_limit: memory that a worker process may have; see ``plait.Options``.
+
+    A future can be cancelled while its task runs on processes, too: the worker is ended and
+    replaced. (On asyncio the coroutine is cancelled; a thread cannot be.)
 
     >>> import plait
     >>> with plait.Executor(max_workers=2, backend="threads") as executor:
@@ -59,7 +67,11 @@ class Executor(concurrent.futures.Executor):
         initializer: Callable[..., object] | None = None,
         initargs: tuple[Any, ...] = (),
         start_method: Literal["server", "spawn"] | None = None,
+        max_tasks_per_child: int | None = None,
+        task_timeout: float | str | None = None,
+        memory_limit: int | str | None = None,
     ) -> None:
+        self._limits_given = {"task_timeout": task_timeout, "memory_limit": memory_limit}
         self._options = Options.of(
             {
                 "backend": backend,
@@ -67,6 +79,8 @@ class Executor(concurrent.futures.Executor):
                 "initializer": initializer,
                 "initargs": initargs,
                 "start_method": start_method,
+                "max_tasks_per_child": max_tasks_per_child,
+                **self._limits_given,
             }
         )
         if self._options.backend == "auto":
@@ -74,6 +88,8 @@ class Executor(concurrent.futures.Executor):
             raise OptionError("backend", "auto", allowed)
         plan = choose(self._options, Facts(cpu_count()))
         self._backend = open_backend(plan.backend, plan.max_workers, self._options)
+        limits = Limits(TimeLimit(task_timeout), self._options.memory_bytes)
+        self._setting = Setting(limits)
         self._changed = threading.Condition()  # guards everything below
         self._lane: Lane | None = None
         self._waiting: deque[tuple[Future[Any], Any]] = deque()
@@ -93,10 +109,13 @@ class Executor(concurrent.futures.Executor):
         Raises PoolClosed (a RuntimeError) after ``shutdown``.
         """
         check(fn, {"backend": self._options.backend})
-        future: Future[T] = Future()
+        future: _Future[T] = _Future(self)
+        task: Any = (fn, args, kwargs)
+        if self._backend.traits.shares_memory:  # each task sees the caller's context variables
+            task = (copy_context().run, (fn, *args), kwargs)
         with self._changed:
             self._check_open()
-            self._waiting.append((future, (fn, args, kwargs)))
+            self._waiting.append((future, task))
             if self._thread is None:
                 self._thread = threading.Thread(
                     target=self._serve, name="plait-executor", daemon=True
@@ -125,7 +144,7 @@ class Executor(concurrent.futures.Executor):
         index, self._count = self._count, self._count + 1
         try:
             if self._lane is None:
-                self._lane = self._backend.open_lane(Call(invoke))
+                self._lane = self._backend.open_lane(Call(invoke), self._setting)
             self._lane.submit(Chunk(index, [task], brief=is_brief))
         except PlaitError as error:  # there are no workers
             future.set_exception(error)
@@ -153,16 +172,31 @@ class Executor(concurrent.futures.Executor):
 
     def _resolve(self, finished: Finished) -> None:
         with self._changed:
-            futures = [self._futures.pop(finished.first + i) for i in range(len(finished.values))]
+            indices = range(finished.first, finished.first + len(finished.values))
+            futures = [self._futures.pop(index, None) for index in indices]
             if futures:
                 self._task_s = finished.seconds / len(futures)
+                self._setting.limits.time.learn(finished)
             self._send()
         for place, future in enumerate(futures):
+            if future is None:  # it was cancelled meanwhile
+                continue
             error = finished.errors.get(place)
             if error is None:
                 future.set_result(finished.values[place])
             else:
                 future.set_exception(error)
+
+    def end_task(self, future: Future[Any]) -> bool:
+        """End the running task of a future, if the backend can; it is then cancelled."""
+        with self._changed:
+            index = next((at for at, one in self._futures.items() if one is future), None)
+            lane = self._lane
+        if index is None or lane is None or not lane.cancel(index):
+            return False
+        with self._changed:
+            # If it has just finished, the result was there first.
+            return self._futures.pop(index, None) is not None
 
     def _fail_all(self, error: Exception) -> None:
         with self._changed:
@@ -191,7 +225,8 @@ class Executor(concurrent.futures.Executor):
                 ``next()`` raises TimeoutError.
             chunksize: tasks sent together.
         """
-        options = check(fn, {"backend": self._options.backend, "chunksize": chunksize})
+        given = {"backend": self._options.backend, "chunksize": chunksize}
+        options = check(fn, {**given, **self._limits_given})
         items = list(zip(*iterables, strict=False))
         call = Call(fn, "star")
         made = prepare(call, (items,), options.with_order(ordered=True), backend=self._backend)
@@ -251,6 +286,36 @@ class Executor(concurrent.futures.Executor):
         self._maps = set()
         self._is_shut_down = True
         self._backend.abandon()
+
+
+class _Future(Future[T]):
+    """A future whose task can be ended while it runs, if its worker can be."""
+
+    def __init__(self, executor: Executor) -> None:
+        super().__init__()
+        self._executor = executor
+        self._was_ended = False
+
+    def cancel(self) -> bool:
+        """Cancel the task: one that waits never starts, one that runs on a process is ended."""
+        if super().cancel():
+            return True
+        if self.done() or not self._executor.end_task(self):
+            return False
+        self._was_ended = True
+        self.set_exception(CancelledError())
+        return True
+
+    def cancelled(self) -> bool:
+        """Whether the task was cancelled."""
+        return self._was_ended or super().cancelled()
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Return the error of the task; raises CancelledError if it was cancelled."""
+        error = super().exception(timeout)
+        if self._was_ended and error is not None:
+            raise error
+        return error
 
 
 def _read(

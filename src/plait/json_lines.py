@@ -37,6 +37,8 @@ def json_line(outcome: Outcome) -> bytes:
         record["value"] = outcome.value
     else:
         record["error"] = _describe(outcome, outcome.error)
+    if outcome.attempt > 1:
+        record["attempt"] = outcome.attempt
     # What UTF-8 cannot have are halves of surrogate pairs, from names of files. Python's
     # escape for them is the one of JSON.
     return _encode(record).encode("utf-8", "backslashreplace") + b"\n"

@@ -20,7 +20,7 @@ from plait import pools
 from plait.backends.contract import Setting
 from plait.choice import decide, is_coroutine
 from plait.chunks import ChunkSizer
-from plait.errors import RunTimeout
+from plait.errors import RunTimeout, TaskError
 from plait.host import monotonic
 from plait.inputs import READ_S, DirectInput, Input, ThreadedInput
 from plait.limits import Limits, TimeLimit
@@ -311,7 +311,9 @@ class Run:
             items = self._take(size.tasks, size.tasks * workers * self._depth, workers)
             if not items:
                 return True
-            lane.submit(Chunk(first, items, size.together, size.brief))
+            # A limit is for one task: so each has its own time, and nothing runs twice.
+            together = size.together and not self._setting.limits.are_set
+            lane.submit(Chunk(first, items, together, size.brief))
             if monotonic() - started > READ_S:
                 return False
         return True
@@ -340,7 +342,8 @@ class Run:
         self.report.add(finished)
         self._stop_clock()
         for place, error in finished.errors.items():
-            _add_note(error, self._call, finished.outcome(place))
+            if not isinstance(error, TaskError):  # which says it all by itself
+                _add_note(error, self._call, finished.outcome(place))
             if self._options.on_error == "raise":
                 self._feeds = False
                 self._is_stopped = True

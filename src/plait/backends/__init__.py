@@ -8,12 +8,20 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from plait.backends.contract import Backend, Lane, Traits
+from plait.backends.contract import Backend, Lane, Setting, Traits
 
 if TYPE_CHECKING:
     from plait.options import Options
 
-__all__ = ["Backend", "Lane", "Traits", "close_servers", "default_start_method", "open_backend"]
+__all__ = [
+    "Backend",
+    "Lane",
+    "Setting",
+    "Traits",
+    "close_servers",
+    "default_start_method",
+    "open_backend",
+]
 
 Initializer = Callable[[], object] | None
 

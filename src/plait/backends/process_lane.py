@@ -22,6 +22,8 @@ from plait.errors import (
     TaskTimeout,
     Victim,
     WorkerDied,
+    signal_name,
+    size_text,
 )
 from plait.host import monotonic
 from plait.outcome import Call, Chunk, Finished, Stretch, short
@@ -69,6 +71,14 @@ class Verdict(NamedTuple):
     limit: float = 0
     seen: float = 0
 
+    @property
+    def text(self) -> str:
+        """Say it of a worker that has not run a task yet."""
+        if self.reason == "memory":
+            more = f"more than memory_limit={size_text(self.limit)}"
+            return f"was ended, as it had {size_text(self.seen)} of memory, {more},"
+        return f"was ended, as it had been stopped by {signal_name(int(self.seen))},"
+
 
 class Death(NamedTuple):
     """The worker that had a job died; ``place`` is the task it was running, if it was any.
@@ -81,6 +91,7 @@ class Death(NamedTuple):
     worker: str
     pid: int
     status: int | None
+    started: float  # when it began that task
     verdict: Verdict | None = None
     peak_bytes: int = 0
     stack: str = ""  # where it was, as far as the interpreter could still say
@@ -122,8 +133,8 @@ class Carrier(Protocol):
         """End a chunk of a lane; False if it is over."""
         ...
 
-    def close_lane(self, lane: ProcessLane) -> list[Entry]:
-        """End what a lane has going, and return what arrived."""
+    def close_lane(self, lane: ProcessLane, grace_s: float | None) -> list[Entry]:
+        """End what a lane has going after some seconds, and return what arrived."""
         ...
 
 
@@ -185,7 +196,7 @@ class ProcessLane:
                 good = []
             if error is not None:
                 self._count(1)
-                self._failed.append(_failed(chunk, place, error, "main", 0))
+                self._failed.append(_failed(chunk, place, error, "main", 0, monotonic()))
 
     def wait_outcomes(self, timeout: float | None = None) -> list[Finished]:
         """Block until tasks finished, driving the workers meanwhile."""
@@ -204,10 +215,10 @@ class ProcessLane:
         """Have ``wait_outcomes`` return."""
         self._backend.wake(self)
 
-    def close(self, *, patience_s: float | None = None) -> list[Finished]:  # noqa: ARG002
+    def close(self, *, patience_s: float | None = None) -> list[Finished]:
         """Drop what has not started; what runs gets a grace period, then its worker ends."""
         finished: list[Finished] = []
-        for entry in self._backend.close_lane(self):
+        for entry in self._backend.close_lane(self, patience_s):
             finished += self._unpack(entry)
         self.pending = 0
         return finished
@@ -239,7 +250,8 @@ class ProcessLane:
         if place is None:
             self.submit(job.chunk.part(job.done))
             return
-        yield _failed(job.chunk, place, self._error_of(death, place), death.worker, death.pid)
+        error = self._error_of(death, place)
+        yield _failed(job.chunk, place, error, death.worker, death.pid, death.started)
         if place > job.done:  # ran, but the worker took the results with it
             self.submit(job.chunk.part(job.done, place))
         if place + 1 < len(job.chunk.items):
@@ -272,8 +284,10 @@ class ProcessLane:
         )
 
 
-def _failed(chunk: Chunk, place: int, error: PlaitError, worker: str, pid: int) -> Finished:
-    stretch = Stretch([None], {0: error}, [(monotonic(), 0.0)])
+def _failed(
+    chunk: Chunk, place: int, error: PlaitError, worker: str, pid: int, started: float
+) -> Finished:
+    stretch = Stretch([None], {0: error}, [(started, monotonic() - started)])
     return Finished.of(chunk.part(place, place + 1), 0, stretch, worker, pid)
 
 

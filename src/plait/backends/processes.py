@@ -216,12 +216,12 @@ class ProcessBackend:
                     return True
         return False
 
-    def close_lane(self, lane: ProcessLane) -> list[Entry]:
-        """End what a lane has going, and return what arrived."""
+    def close_lane(self, lane: ProcessLane, grace_s: float | None = None) -> list[Entry]:
+        """End what a lane has going after some seconds, and return what arrived."""
         with self._shield(), self.lock:
             lane.is_closed = True
             self._backlog = deque(job for job in self._backlog if job.lane is not lane)
-            self._end_jobs(lane)
+            self._end_jobs(lane, GRACE_S if grace_s is None else grace_s)
             for worker in self._workers.values():
                 if lane.key in worker.known:
                     self._hear_rest(worker)
@@ -231,7 +231,7 @@ class ProcessBackend:
         self._put_out_strays()
         return arrived
 
-    def _end_jobs(self, lane: ProcessLane) -> None:
+    def _end_jobs(self, lane: ProcessLane, grace_s: float) -> None:
         """Cancel the chunks of a lane; a worker that does not come to it in time is ended."""
 
         def is_idle() -> bool:
@@ -239,7 +239,7 @@ class ProcessBackend:
 
         for worker, job in self._jobs_of(lane):
             worker.page.cancel(job.seq)
-        self._turns.wait_until(is_idle, lane.arrived, monotonic() + GRACE_S)
+        self._turns.wait_until(is_idle, lane.arrived, monotonic() + grace_s)
         for _ in range(MOST_TRIES):
             for worker, job in self._jobs_of(lane):
                 self._condemn_job(worker, job, "cancelled")
@@ -417,7 +417,7 @@ class ProcessBackend:
             self._turns.unwatch(reader)
             reader.close()
         del self._workers[worker.number]
-        if not worker.is_ready and not worker.is_leaving:
+        if not worker.is_ready and (worker.verdict or not worker.is_leaving):
             self._count_false_start(worker, change.status)
         was_oom = change.status == -signal.SIGKILL and self._has_oom_struck()
         for job in worker.jobs:
@@ -427,6 +427,7 @@ class ProcessBackend:
                 worker.name,
                 self._pid(worker),
                 change.status,
+                worker.page.running_since()[1] or monotonic(),
                 worker.verdict,
                 change.peak_bytes,
                 worker.page.last_words(),
@@ -441,12 +442,16 @@ class ProcessBackend:
         return None not in (before, self._oom_kills) and before != self._oom_kills
 
     def _count_false_start(self, worker: _Worker, status: int | None) -> None:
+        verdict = worker.verdict
+        if verdict is not None and verdict.reason == "cancelled":
+            return
         self._false_starts += 1
         if self._initializer is not None or self._false_starts >= MOST_FALSE_STARTS:
+            ending = verdict.text if verdict else death_text(status)
             stack = worker.page.last_words()
             self._break(
                 WorkerStartError(
-                    f"{worker.name} (pid {self._pid(worker)}) {death_text(status)} before it was "
+                    f"{worker.name} (pid {self._pid(worker)}) {ending} before it was "
                     f"ready{' (in the initializer?)' if self._initializer else ''}. "
                     "No worker can be started like this." + (stack and f"\n{stack}")
                 )
@@ -504,11 +509,9 @@ class ProcessBackend:
         limit = worker.jobs[0].lane.limits.memory_bytes
         if limit is None:
             return math.inf
-        running = worker.running()
-        if running is not None:
-            rss_bytes = family_rss_bytes(self._pid(worker))
-            if rss_bytes > limit:
-                self._condemn(worker, Verdict("memory", running[0], limit, rss_bytes))
+        rss_bytes = family_rss_bytes(self._pid(worker))
+        if rss_bytes > limit and (worker.running() or not worker.is_ready):
+            self._condemn(worker, Verdict("memory", worker.page.running(), limit, rss_bytes))
         return now + MEASURE_S
 
     def _condemn(self, worker: _Worker, verdict: Verdict, grace_s: float = END_S) -> None:
@@ -545,8 +548,12 @@ class ProcessBackend:
         staying = [worker for worker in self._workers.values() if worker.can_take]
         free = [worker for worker in staying if not worker.jobs]
         for worker in free:
-            if worker.name != avoided:
+            if self._has_grown(worker, job.lane):  # while it was idle
+                self._let_go(worker)
+                staying.remove(worker)
+            elif worker.name != avoided:
                 return worker
+        free = [worker for worker in staying if not worker.jobs]
         if len(staying) < self.max_workers:
             return self._start_worker()
         if free:

@@ -274,7 +274,7 @@ class ThreadLane:
     def close(self, *, patience_s: float | None = None) -> list[Finished]:
         """Drop what is queued and wait for what runs; abandon it after ``patience_s`` seconds."""
         if self._limit.seconds is not None:
-            patience_s = min(patience_s or math.inf, self._limit.seconds)
+            patience_s = min(math.inf if patience_s is None else patience_s, self._limit.seconds)
         finished = self.inbox.close(patience_s)
         if self.pending:
             with self._backend.lock:
