@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -77,9 +78,12 @@ def test_downloads(run_example: RunExample) -> None:
 
 
 def test_thumbnails(run_example: RunExample) -> None:
-    output = run_example("thumbnails.py", "--count", 12)
-    assert output.startswith("11 thumbnails in ")
+    output = run_example("thumbnails.py", "--count", 50)
+    assert "\n49 thumbnails in " in output
     assert re.findall("failed: (.*?):", output) == ["photo-0000.jpg"]
+    # What the program logs itself, and what its workers log, by the same handler.
+    assert output.startswith("INFO [main] 50 photos\n")
+    assert re.search(r"INFO \[process-\d+\] photo 50, photo-0049.jpg: 1600 x 1200\n", output)
 
 
 def test_thumbnails_of_a_folder(run_example: RunExample, tmp_path: Path) -> None:
@@ -90,7 +94,7 @@ def test_thumbnails_of_a_folder(run_example: RunExample, tmp_path: Path) -> None
     (photos / "notes.txt").write_text("no photo")
 
     output = run_example("thumbnails.py", photos)
-    assert output.startswith("2 thumbnails in ")
+    assert "\n2 thumbnails in " in output
     assert "failed" not in output
     assert size_of(photos / "thumbnails" / "wide.jpg") == (200, 100)
     assert size_of(photos / "thumbnails" / "tall.JPEG") == (100, 200)
@@ -155,3 +159,67 @@ def test_standard_library_lists_what_does_not_parse(
     assert "did not parse: 2\n  bad_encoding.py: SyntaxError: " in output
     assert "\n  bad_syntax.py: SyntaxError: " in output
     assert "tasks     4 done, 2 of them with an error" in output
+
+
+def test_exceptions(run_example: RunExample) -> None:
+    _, caught, future, process, event, cleaned, logged, retried = re.split(
+        r"^\d\. .*\n", run_example("exceptions.py"), flags=re.MULTILINE
+    )
+    assert caught.strip() == "[20.5, 19.0, None, 22.5]"
+
+    no_number = "could not convert string to float: 'n/a'"
+    assert sorted(future.split("\n")[:4]) == [
+        "'19.0' is 19.0 degrees",
+        "'20.5' is 20.5 degrees",
+        "'22.5' is 22.5 degrees",
+        f"'n/a' is none: {no_number}",
+    ]
+
+    assert "value: 19.75\n" in process
+    assert re.search(r"note:  plait: task 1, mean\(.*\), .* on process-\d+ \(pid \d+\)", process)
+    assert process.count("Traceback (most recent call last)") == 1
+    assert "in mean\n" in process
+    assert f"\nValueError: {no_number}\n" in process
+
+    # Two may find theirs at the same moment; the others would have searched for hours.
+    found = re.findall(r"the hash of ([\d,]+) begins", event)
+    assert found
+    assert len(found) + event.count("stopped at") == 4
+    for number in found:
+        assert sha256(number.replace(",", "").encode()).hexdigest().startswith("0000")
+
+    assert re.findall(r"^  (.*)", cleaned, re.MULTILINE) == [
+        "1646 bytes",
+        "ValueError",
+        "TaskTimeout",
+    ]
+    assert cleaned.count("finally, for range") == 3
+    assert cleaned.count(": 1 file in use") == 3
+    assert "files left behind: []" in cleaned
+
+    assert re.search(r"ERROR by process-\d+ in task 2: no number: 'n/a'\nTraceback", logged)
+    assert "in parse\n" in logged
+    assert f"\nValueError: {no_number}\n[20.5, 19.0, nan, 22.5]\n" in logged
+
+    tries = int(re.findall(r", try (\d+): connected", retried)[0])
+    assert len(re.findall("failed: .*refused", retried)) == tries - 1 >= 1
+    assert "port -1, try 1: " in retried
+
+
+def test_crawl(run_example: RunExample) -> None:
+    output = run_example("crawl.py")
+    assert "38 of 40 pages read" in output
+    assert re.search(r"not among them: http://.*/23, http://.*/31$", output.rstrip())
+
+    crashed = re.search(
+        r"/23 killed process-\d+ \(pid \d+\): signal 11 .*\n((?:    .*\n|\n)+)", output
+    )
+    assert crashed
+    assert "Segmentation fault" in crashed[1]
+    assert "in string_at" in crashed[1]
+    assert "in handle_starttag" in crashed[1]
+
+    hung = re.search(r"/31 was ended after 2.\d s on process-\d+\n((?:    .*\n)+)", output)
+    assert hung
+    assert "in handle_starttag" in hung[1]
+    assert output.count(" killed ") == output.count(" was ended ") == 1

@@ -19,7 +19,9 @@ LAYERS = (
     "limits",
     "shield",
     "host",
+    "blas",
     "inputs",
+    "variables",
     "wire",
     "channel",
     "wire_errors",
@@ -57,7 +59,7 @@ LAYERS = (
     "cli",
 )
 # Loaded when used: other people's slow packages, and modules that one backend alone needs.
-SLOW = ("asyncio", "cloudpickle", "difflib", "logging", "psutil", "rich", "tempfile", "typer")
+SLOW = ("asyncio", "cloudpickle", "difflib", "logging", "psutil", "rich", "tempfile", "threadpoolctl", "typer")
 LATE = (*SLOW, "importlib", "traceback")
 ROOT = Path(plait.__file__).parent
 

@@ -8,6 +8,7 @@ for who wants to see them one by one (a map of a million squares never does).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -80,7 +81,10 @@ class Call(NamedTuple):
     @property
     def name(self) -> str:
         """What the function is called in sentences."""
-        return getattr(self.fn, "__name__", None) or type(self.fn).__name__
+        fn = self.fn
+        while isinstance(fn, partial):
+            fn = fn.func
+        return getattr(fn, "__name__", None) or type(fn).__name__
 
 
 @dataclass(frozen=True, slots=True)

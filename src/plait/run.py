@@ -216,7 +216,7 @@ class Run:
         """Read the input here, or in a thread if somebody waits for results meanwhile."""
         if self._total is not None or (self._keeps and self._options.timeout is None):
             return DirectInput(self._items)
-        if self._options.backend == "serial":  # the plain loop, for debugging too
+        if self._options.backend == "serial" and self._options.timeout is None:  # the plain loop
             return DirectInput(self._items, one_by_one=True)
         return ThreadedInput(self._items, self._wake)
 
@@ -257,6 +257,7 @@ class Run:
                 batch = lane.wait_outcomes(self._patience() if is_full else 0.0)
             elif self._feeds:
                 self._input.wait(self._patience())
+                self._check_time()
                 continue
             elif self._retries:
                 self._await_next_try()
@@ -312,8 +313,11 @@ class Run:
             if not items:
                 return True
             # A limit is for one task: so each has its own time, and nothing runs twice.
-            together = size.together and not self._setting.limits.are_set
-            lane.submit(Chunk(first, items, together, size.brief))
+            limits = self._setting.limits
+            together = size.together and not limits.are_set
+            # Between two chunks a worker's memory is looked at: so none may wait behind another.
+            brief = size.brief and limits.memory_bytes is None
+            lane.submit(Chunk(first, items, together, brief))
             if monotonic() - started > READ_S:
                 return False
         return True
@@ -365,7 +369,9 @@ class Run:
             self._options.initializer(*self._options.initargs)
         probe = Probe(self._call, self._take_now, self._sample_limit)
         while self._feeds and (finished := probe.step()) is not None:
-            self.report.abandoned += probe.has_abandoned
+            if probe.has_abandoned:
+                self.report.abandoned += 1
+                self._check_time()  # it may be the whole call's time that is over
             yield from self._settle([finished])
             self._check_time()
         self.plan = self.report.plan = self._choose(probe.sample)

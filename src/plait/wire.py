@@ -8,13 +8,18 @@ goes by cloudpickle, by value. How it travels is in channel.py.
 
 from __future__ import annotations
 
+import io
 import pickle
 import types
+from collections import ChainMap
 from collections.abc import Callable, Iterator
-from functools import partial
-from typing import Any, NamedTuple
+from contextlib import suppress
+from contextvars import Context, ContextVar
+from functools import lru_cache, partial
+from typing import Any, ClassVar, NamedTuple
 
 from plait.errors import NotPicklable
+from plait.variables import reduce_variable
 
 __all__ = [
     "PLAIN",
@@ -22,6 +27,7 @@ __all__ = [
     "Packed",
     "load",
     "pack",
+    "pack_context",
     "seal",
     "unseal",
 ]
@@ -58,14 +64,21 @@ def pack(obj: object, what: str = "object") -> Packed:
     # because pickle itself does not tell; a false alarm costs time, nothing more.
     if packed is not None and b"__main__" not in packed.data:
         return packed
-    import cloudpickle
-
     try:
-        return _dump(cloudpickle.dumps, obj)
+        return _dump(_cloudpickle_dumps, obj)
     except Exception as error:
         path, blamed = _find_unpicklable(obj, what)
         reason = str(error).partition("\n")[0]
         raise NotPicklable(what, path, blamed, reason) from error
+
+
+def pack_context(context: Context) -> list[Packed]:
+    """Pickle the variables of a context with their values: those that can travel."""
+    packed = []
+    for pair in context.items():
+        with suppress(NotPicklable):
+            packed.append(pack(pair))
+    return packed
 
 
 def load(packed: Packed) -> Any:
@@ -102,6 +115,25 @@ def _dump(dumps: Callable[..., bytes], obj: object) -> Packed:
     return Packed(data, tuple(buffers))
 
 
+def _cloudpickle_dumps(obj: object, **options: Any) -> bytes:
+    """Do what cloudpickle.dumps does, for context variables as well."""
+    with io.BytesIO() as file:
+        _pickler_class()(file, **options).dump(obj)
+        return file.getvalue()
+
+
+@lru_cache(maxsize=1)
+def _pickler_class() -> type[pickle.Pickler]:
+    import cloudpickle
+
+    class Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # it has no type hints
+        dispatch_table: ClassVar[Any] = ChainMap(
+            {ContextVar: reduce_variable}, cloudpickle.Pickler.dispatch_table
+        )
+
+    return Pickler
+
+
 # --- Who is to blame -----------------------------------------------------------------
 
 
@@ -115,10 +147,8 @@ def _find_unpicklable(obj: object, name: str, depth: int = 6) -> tuple[str, obje
 
 
 def _is_picklable(obj: object) -> bool:
-    import cloudpickle
-
     try:
-        cloudpickle.dumps(obj, protocol=PROTOCOL)
+        _cloudpickle_dumps(obj, protocol=PROTOCOL)
     except Exception:  # noqa: BLE001  that it fails is the answer
         return False
     return True

@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 from contextlib import suppress
+from contextvars import copy_context
 from typing import Any, NoReturn
 
 from plait import wire
@@ -121,6 +122,7 @@ class _Worker:
         self._page = StatusPage(page_fd)
         self._voice: Voice
         self._known: dict[int, Learn | Call] = {}
+        self._variables: dict[int, list[Any]] = {}  # by key: pairs of a variable and its value
         self._queue_clock = QueueClock()
         self._unsent: list[Results] = []
         self._sent_at = 0.0
@@ -143,6 +145,7 @@ class _Worker:
                 self._known[message.key] = message
             elif isinstance(message, Forget):
                 self._known.pop(message.key, None)
+                self._variables.pop(message.key, None)
             del message  # an idle worker keeps no item alive
 
     def _end_task(self, signum: int, frame: object) -> None:  # noqa: ARG002
@@ -192,19 +195,28 @@ class _Worker:
         if isinstance(known, Learn):
             known.context.adopt()
             self._voice.adopt(known.context.levels)
+            for packed in known.variables:
+                with suppress(Exception):  # of a class that is not to be found here
+                    variable, value = wire.load(packed)
+                    variable.set(value)
+                    self._variables.setdefault(key, []).append((variable, value))
             known = self._known[key] = Call(wire.load(known.fn), known.style)
         return known
 
     def _work(self, work: Work) -> None:
         self._sent_at = monotonic()
         self._first = work.first
-        if work.together:
-            self._work_together(work)
-        else:
-            self._work_apart(work)
+        # What a task sets in its context is not seen by other chunks.
+        copy_context().run(self._work_together if work.together else self._work_apart, work)
         mend_streams()
 
+    def _set_variables(self, work: Work) -> None:
+        """Let the tasks see the context variables of who asked for them."""
+        for variable, value in self._variables.get(work.key, ()):
+            variable.set(value)
+
     def _work_together(self, work: Work) -> None:
+        self._set_variables(work)
         if not self._begin(work.seq, TOGETHER):
             self._report(work.seq, Stretch([], {}, []))
             return
@@ -233,6 +245,7 @@ class _Worker:
         def begin(place: int) -> bool:
             return self._begin(work.seq, place)
 
+        self._set_variables(work)
         place = 0
         flush_s = FLUSH_S if self._page.is_shared else 0.0
         for stretch in run_apart(

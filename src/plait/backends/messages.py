@@ -121,12 +121,16 @@ class Setup(NamedTuple):
 
 
 class Learn(NamedTuple):
-    """A function that Work will name by ``key``; it travels once per worker and lane."""
+    """A function that Work will name by ``key``; it travels once per worker and lane.
+
+    ``variables`` are pairs of a context variable and its value.
+    """
 
     key: int
     style: str
     fn: Packed
     context: Context
+    variables: list[Packed]
 
 
 class Forget(NamedTuple):

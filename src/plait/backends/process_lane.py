@@ -147,6 +147,7 @@ class ProcessLane:
         self.limits = setting.limits
         self._prefix = setting.prefix_output
         self.fn = wire.pack(call.fn, "function")
+        self.variables = wire.pack_context(setting.context)
         self.pending = 0
         self._counting = threading.Lock()  # guards pending: one thread may submit, another wait
         # The next four are guarded by the backend's lock.

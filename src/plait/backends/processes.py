@@ -47,6 +47,7 @@ from plait.backends.messages import (
 from plait.backends.process_lane import Death, Entry, Job, ProcessLane, Report, Uttered, Verdict
 from plait.backends.turns import Turns
 from plait.backends.voices import OutputReader, put_out
+from plait.blas import with_thread_limits
 from plait.errors import PlaitError, PoolClosed, WorkerStartError, death_text
 from plait.host import family_rss_bytes, monotonic, oom_kills
 from plait.limits import LEAST_RELATIVE_S
@@ -297,7 +298,8 @@ class ProcessBackend:
         for reader in worker.outputs:
             handler = partial(self._hear_output, worker)
             self._turns.watch(reader, selectors.EVENT_READ, handler, is_first=True)
-        setup = Setup(worker.name, Context.here(), sys.argv[:], dict(os.environ), self._initializer)
+        environ = with_thread_limits(os.environ, self.max_workers)
+        setup = Setup(worker.name, Context.here(), sys.argv[:], environ, self._initializer)
         self._send(worker, setup)
         return worker
 
@@ -570,7 +572,8 @@ class ProcessBackend:
         lane = job.lane
         if lane.key not in worker.known:
             worker.known[lane.key] = lane
-            self._send(worker, Learn(lane.key, lane.call.style, lane.fn, Context.here()))
+            learn = Learn(lane.key, lane.call.style, lane.fn, Context.here(), lane.variables)
+            self._send(worker, learn)
         worker.last_seq += 1
         worker.tasks += len(job.chunk.items)
         job.seq = worker.last_seq

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from plait.backends.contract import Setting, Traits
 from plait.backends.inbox import Inbox
+from plait.blas import ThreadLimit
 from plait.errors import PoolClosed, TaskTimeout, Victim, WorkerStartError
 from plait.host import monotonic
 from plait.limits import LEAST_RELATIVE_S
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = ["ThreadBackend"]
+
+thread_limit = ThreadLimit()
 
 
 @dataclass(slots=True, eq=False)
@@ -68,6 +71,7 @@ class ThreadBackend:
     def open_lane(self, call: Call, setting: Setting | None = None) -> ThreadLane:
         """Open a way for a function."""
         lane = ThreadLane(self, call, setting or Setting())
+        thread_limit.hold(self.max_workers)
         with self.lock:
             self._lanes.add(lane)
         return lane
@@ -160,6 +164,7 @@ class ThreadLane:
         self._call = call
         self._limit = setting.limits.time
         self._context = setting.context
+        self._is_closed = False
         self.inbox = Inbox()
         self.abandoned = 0
 
@@ -276,6 +281,9 @@ class ThreadLane:
         if self._limit.seconds is not None:
             patience_s = min(math.inf if patience_s is None else patience_s, self._limit.seconds)
         finished = self.inbox.close(patience_s)
+        if not self._is_closed:
+            self._is_closed = True
+            thread_limit.release()
         if self.pending:
             with self._backend.lock:
                 for seat in self._backend.seats_of(self):
