@@ -4,10 +4,11 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+SECONDS ?= 300
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint types bench clean
+.PHONY: demo test lint types bench soak clean
 
 demo: $(READY)
 	$(BIN)/python examples/standard_library.py
@@ -24,6 +25,9 @@ types: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/dispatch.py
+
+soak: $(READY)
+	$(BIN)/python -m tests.soak --seconds $(SECONDS)
 
 clean:
 	rm -rf $(VENV) build dist

@@ -59,7 +59,17 @@ LAYERS = (
     "cli",
 )
 # Loaded when used: other people's slow packages, and modules that one backend alone needs.
-SLOW = ("asyncio", "cloudpickle", "difflib", "logging", "psutil", "rich", "tempfile", "threadpoolctl", "typer")
+SLOW = (
+    "asyncio",
+    "cloudpickle",
+    "difflib",
+    "logging",
+    "psutil",
+    "rich",
+    "tempfile",
+    "threadpoolctl",
+    "typer",
+)
 LATE = (*SLOW, "importlib", "traceback")
 ROOT = Path(plait.__file__).parent
 

@@ -202,7 +202,8 @@ def listed(made: Run, options: Options) -> list[Any]:
     for finished in stretches:
         place = len(values)
         values += finished.values
-        errors += [finished.errors[key] for key in sorted(finished.errors)]
+        if not finished.is_given_up:  # another error ended the run
+            errors += [finished.errors[key] for key in sorted(finished.errors)]
         if options.on_error == "return":
             for offset, error in finished.errors.items():
                 values[place + offset] = error

@@ -145,6 +145,7 @@ class Finished:
     is_last: bool = True
     queued_s: float = 0.0
     earlier: tuple[Attempt, ...] = ()
+    is_given_up: bool = False  # it was to be tried again, but the run ended before
 
     @classmethod
     def of(cls, chunk: Chunk, done: int, stretch: Stretch, worker: str, pid: int) -> Finished:

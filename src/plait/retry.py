@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from plait.errors import NotPicklable
@@ -106,4 +107,5 @@ class Retries:
     def give_up(self) -> list[Finished]:
         """Return all that wait; their last errors are final."""
         waiting, self._waiting = self._waiting, []
-        return [failed for _, _, failed in sorted(waiting, key=lambda entry: entry[:2])]
+        waiting.sort(key=lambda entry: entry[:2])
+        return [replace(failed, is_given_up=True) for _, _, failed in waiting]

@@ -83,7 +83,9 @@ class Run:
         self._keeps = keeps
         self._kept: dict[int, Finished] = {}  # by first index; what was not handed out
         self._fed = 0
+        self._is_held_up = False  # nothing more may be read before something is handed out
         self._handed_out = 0
+        self._half_read = (-1, 0)  # of the stretch that begins so, that many tasks were handed out
         self._depth = 1  # chunks that a worker may have at once
         self._feeds = True  # false once the input ended, an error stopped it, or it was cancelled
         self._is_stopped = False  # by an error, or by who called stop(): nothing new starts
@@ -154,7 +156,12 @@ class Run:
     def outcomes(self) -> list[Outcome]:
         """The outcomes that are known and were not handed out, in the order of the input."""
         kept = [self._kept[first] for first in sorted(self._kept)]
-        return [outcome for finished in kept for outcome in finished.outcomes()]
+        outcomes = [outcome for finished in kept for outcome in finished.outcomes()]
+        first, places = self._half_read
+        if first not in self._kept:
+            return outcomes
+        read = range(first, first + places)
+        return [outcome for outcome in outcomes if outcome.index not in read]
 
     def __repr__(self) -> str:
         return f"<Run of {self._call.fn!r}: {self.report.tasks} done, {self.report.errors} failed>"
@@ -192,7 +199,9 @@ class Run:
 
     def _iterate(self) -> Generator[Outcome]:
         for finished in self.stretches():
-            yield from finished.outcomes()
+            for place, outcome in enumerate(finished.outcomes(), 1):
+                self._half_read = (finished.first, place)
+                yield outcome
 
     def _run(self) -> Generator[Finished]:
         """Yield stretches as they finish; closing it ends what runs."""
@@ -255,7 +264,7 @@ class Run:
                 yield from self._settle(self._retries.give_up())
             if lane.pending:
                 batch = lane.wait_outcomes(self._patience() if is_full else 0.0)
-            elif self._feeds:
+            elif self._feeds and not self._is_held_up:
                 self._input.wait(self._patience())
                 self._check_time()
                 continue
@@ -332,6 +341,7 @@ class Run:
             allowed = self._handed_out + (asked if isinstance(asked, int) else auto)
             self._input.allow(allowed)
             count = min(count, allowed - self._fed)
+            self._is_held_up = count <= 0
         items = self._input.take(count)
         self._fed += len(items)
         if self._input.has_ended:

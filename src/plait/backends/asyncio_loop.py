@@ -188,7 +188,7 @@ class AsyncioLane:
 
     async def _await_in_time(self, awaitable: Awaitable[Any], limit_s: float) -> Any:
         """Await something, cancel it when its time is up, leave it if it does not stop then."""
-        task = asyncio.ensure_future(awaitable)
+        task = asyncio.ensure_future(_catch(awaitable))
         try:
             await asyncio.wait({task}, timeout=limit_s)
         except asyncio.CancelledError:
@@ -199,9 +199,11 @@ class AsyncioLane:
             task.cancel()
             await asyncio.wait({task}, timeout=GRACE_S)
             self.abandoned += not task.done()
-            task.add_done_callback(_ignore_result)
             raise _TimeIsUp(limit_s, is_abandoned=not task.done())
-        return task.result()
+        value, error = task.result()
+        if error is not None:
+            raise error
+        return value
 
     def wait_outcomes(self, timeout: float | None = None) -> list[Finished]:
         """Block until tasks finished."""
@@ -244,10 +246,14 @@ class _TimeIsUp(Exception):
         self.is_abandoned = is_abandoned
 
 
-def _ignore_result(task: asyncio.Future[Any]) -> None:
-    """Read the error of a task whose time was up, or asyncio would complain that nobody did."""
-    if not task.cancelled():
-        task.exception()
+async def _catch(awaitable: Awaitable[Any]) -> tuple[Any, BaseException | None]:
+    """Await something and return (value, error): a SystemExit would end the loop."""
+    try:
+        return await awaitable, None
+    except asyncio.CancelledError:
+        raise
+    except BaseException as error:  # noqa: BLE001  whatever it is, it is the task's outcome
+        return None, error
 
 
 async def _finish(tasks: set[asyncio.Task[None]]) -> None:

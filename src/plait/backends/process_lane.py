@@ -47,6 +47,7 @@ class Job:
     items: Any  # see messages.Work
     seq: int = 0
     done: int = 0
+    is_cancelled: bool = False
 
 
 class Report(NamedTuple):
@@ -112,6 +113,7 @@ class Carrier(Protocol):
     """What a lane needs of the pool that carries its jobs."""
 
     lock: threading.Lock
+    most_tasks: int
 
     def check_usable(self) -> None:
         """Raise the reason why no work can be taken, if there is one."""
@@ -166,6 +168,11 @@ class ProcessLane:
     def submit(self, chunk: Chunk) -> None:
         """Pack a chunk and give it to the workers; items that cannot be packed fail here."""
         self._backend.check_usable()
+        most = self._backend.most_tasks
+        if len(chunk.items) > most:  # than one worker may run
+            for start in range(0, len(chunk.items), most):
+                self.submit(chunk.part(start, start + most))
+            return
         self._count(1)
         try:
             if chunk.together:
@@ -249,7 +256,8 @@ class ProcessLane:
         if self.is_closed:
             return
         if place is None:
-            self.submit(job.chunk.part(job.done))
+            if not job.is_cancelled:
+                self.submit(job.chunk.part(job.done))
             return
         error = self._error_of(death, place)
         yield _failed(job.chunk, place, error, death.worker, death.pid, death.started)

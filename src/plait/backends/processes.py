@@ -127,7 +127,7 @@ class ProcessBackend:
         max_tasks_per_child: int | None = None,
     ) -> None:
         self.max_workers = max_workers
-        self._most_tasks = max_tasks_per_child or math.inf
+        self.most_tasks = max_tasks_per_child or sys.maxsize
         self._initializer = wire.pack(initializer, "initializer") if initializer else None
         self._turns = Turns()
         self.lock = self._turns.lock  # guards everything below
@@ -212,8 +212,9 @@ class ProcessBackend:
                     return True
             for worker, job in self._jobs_of(lane):
                 if job.chunk.first == first:
+                    job.is_cancelled = True
                     worker.page.cancel(job.seq)
-                    self._condemn_job(worker, job, "cancelled")
+                    self._end_job(worker, job)
                     return True
         return False
 
@@ -243,16 +244,17 @@ class ProcessBackend:
         self._turns.wait_until(is_idle, lane.arrived, monotonic() + grace_s)
         for _ in range(MOST_TRIES):
             for worker, job in self._jobs_of(lane):
-                self._condemn_job(worker, job, "cancelled")
+                if worker.is_ready:
+                    self._end_job(worker, job)
+                else:  # its initializer may never end
+                    self._condemn(worker, Verdict("cancelled", worker.page.running()))
             self._turns.wait_until(is_idle, lane.arrived, monotonic() + GRACE_S)
 
-    def _condemn_job(self, worker: _Worker, job: Job, reason: str) -> None:
-        """End a worker if it runs this job, or has not even begun to work."""
+    def _end_job(self, worker: _Worker, job: Job) -> None:
+        """End a worker if it runs this job."""
         running = worker.running()
         if running is not None and running[0][0] == job.seq:
-            self._condemn(worker, Verdict(reason, running[0]))
-        elif not worker.is_ready:
-            self._condemn(worker, Verdict(reason, worker.page.running()))
+            self._condemn(worker, Verdict("cancelled", running[0]))
 
     def _jobs_of(self, lane: ProcessLane) -> list[tuple[_Worker, Job]]:
         workers = self._workers.values()
@@ -545,7 +547,7 @@ class ProcessBackend:
         tasks = len(job.chunk.items)
         avoided = job.chunk.earlier[-1].worker if job.chunk.earlier else None
         for worker in list(self._workers.values()):
-            if worker.tasks and worker.tasks + tasks > self._most_tasks:
+            if worker.tasks and worker.tasks + tasks > self.most_tasks:
                 self._let_go(worker)
         staying = [worker for worker in self._workers.values() if worker.can_take]
         free = [worker for worker in staying if not worker.jobs]

@@ -1,0 +1,114 @@
+"""What random programs found, each in its smallest form."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+import plait
+from plait.inputs import DirectInput
+from tests.conftest import Way
+
+pytestmark = [pytest.mark.usefixtures("clean"), pytest.mark.timeout(30)]
+
+EXIT_IN_COROUTINE = """
+import sys, plait
+async def task(n):
+    if n == 2:
+        sys.exit(3)
+    return n
+outcomes = list(plait.run(task, range(5), ordered=True, backend="asyncio", task_timeout=60.0))
+print([outcome.value for outcome in outcomes], repr(outcomes[2].error))
+"""
+
+
+def test_sys_exit_in_a_coroutine_with_a_limit_of_time_is_its_outcome() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", EXIT_IN_COROUTINE],
+        capture_output=True,
+        text=True,
+        timeout=5,
+        check=True,
+    )
+    assert done.stdout == "[0, 1, None, 3, 4] SystemExit(3)\n"
+
+
+def test_a_task_cancelled_before_its_worker_is_ready_never_runs(
+    process_way: Way, tmp_path: Path
+) -> None:
+    def task() -> None:
+        time.sleep(0.3)
+        (tmp_path / "ended").touch()
+
+    with plait.Executor(1, **process_way.executor) as executor:
+        future = executor.submit(task)
+        assert future.cancel()
+        assert future.cancelled()
+    assert not (tmp_path / "ended").exists()
+
+
+def test_waiting_for_the_next_try_does_not_spin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first task waits for its second try, and holds back all that may be read ahead."""
+    waits = Counter[str]()
+    wait = DirectInput.wait
+
+    def count(self: DirectInput, timeout: float | None = None) -> None:
+        waits["all"] += 1
+        wait(self, timeout)
+
+    monkeypatch.setattr(DirectInput, "wait", count)
+    monkeypatch.setattr(random, "random", lambda: 1.0)
+    tries = Counter[int]()
+
+    def task(n: int) -> int:
+        tries[n] += 1
+        if n == 0 and tries[n] == 1:
+            raise ValueError("not yet")
+        return n
+
+    values = plait.imap(
+        task,
+        list(range(30)),
+        backend="threads",
+        max_workers=2,
+        buffersize=4,
+        retries=1,
+        backoff=(0.5, 1.0, 0.5),
+    )
+    assert list(values) == list(range(30))
+    assert waits["all"] < 100
+
+
+def test_a_map_raises_the_error_that_ended_it_not_one_that_was_to_be_tried_again() -> None:
+    def task(n: int) -> int:
+        if n == 0:
+            raise KeyError("would be tried again")
+        raise ValueError("final")
+
+    with pytest.raises(ValueError, match="final"):
+        plait.map(
+            task, [0, 1], backend="serial", chunksize=2, retries=3, retry_on=KeyError, backoff=60.0
+        )
+
+
+def test_outcomes_that_were_handed_out_are_not_listed_again() -> None:
+    run = plait.run(
+        lambda n: n, list(range(20)), backend="threads", chunksize=5, max_workers=1, ordered=True
+    )
+    assert [next(run).index, next(run).index] == [0, 1]
+    run.cancel()
+    left = [outcome.index for outcome in run.outcomes]
+    assert not {0, 1} & set(left)
+
+
+def test_a_worker_runs_no_more_tasks_than_it_may(process_way: Way) -> None:
+    outcomes = plait.run(
+        abs, range(20), chunksize=5, max_workers=1, max_tasks_per_child=2, **process_way.options
+    )
+    assert max(Counter(outcome.pid for outcome in outcomes).values()) <= 2
