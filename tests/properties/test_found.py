@@ -50,6 +50,7 @@ def test_a_task_cancelled_before_its_worker_is_ready_never_runs(
         future = executor.submit(task)
         assert future.cancel()
         assert future.cancelled()
+        assert executor.submit(abs, -1).result() == 1
     assert not (tmp_path / "ended").exists()
 
 
