@@ -219,8 +219,7 @@ class Round:
         kinds = [*GUILTY, *(DEADLY if is_process else ())]
         if way != "serial" and draw.random() < 0.3:
             options["task_timeout"] = TASK_TIMEOUT_S
-            # Known: SystemExit ends the loop there, see tests/properties/test_found.py.
-            kinds = [*kinds, "hangs"] if way != "asyncio" else ["raises", "hangs"]
+            kinds.append("hangs")
         elif is_process and draw.random() < 0.2:
             options["memory_limit"] = LIMIT_BYTES
             kinds.append("memory")

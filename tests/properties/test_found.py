@@ -1,7 +1,8 @@
-"""What random programs found, each in its smallest form."""
+"""What random programs found, each in its smallest form; what is not mended is marked."""
 
 from __future__ import annotations
 
+import asyncio
 import random
 import subprocess
 import sys
@@ -113,3 +114,42 @@ def test_a_worker_runs_no_more_tasks_than_it_may(process_way: Way) -> None:
         abs, range(20), chunksize=5, max_workers=1, max_tasks_per_child=2, **process_way.options
     )
     assert max(Counter(outcome.pid for outcome in outcomes).values()) <= 2
+
+
+AFTER_ABANDONED_THREADS = """
+import time, plait
+def works():
+    return plait.map(abs, [-1, -2, -3], backend="threads", max_workers=1, chunksize=1)
+works()
+plait.map(
+    time.sleep, [5], backend="threads", max_workers=1, task_timeout=0.1, on_error="return"
+)
+print(works(), flush=True)
+"""
+
+
+@pytest.mark.xfail(
+    strict=True,
+    raises=subprocess.TimeoutExpired,
+    reason="tokens of idle threads pile up while all have started; then no thread is started",
+)
+def test_a_pool_whose_threads_were_all_abandoned_works() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", AFTER_ABANDONED_THREADS],
+        capture_output=True,
+        text=True,
+        timeout=10,
+        check=True,
+    )
+    assert done.stdout == "[1, 2, 3]\n"
+
+
+@pytest.mark.xfail(strict=True, reason="coroutines that the end of the map cancels count as errors")
+def test_a_map_of_coroutines_raises_the_error_that_ended_it() -> None:
+    async def task(n: int) -> None:
+        if n == 1:
+            raise ValueError("the real one")
+        await asyncio.sleep(60)
+
+    with pytest.raises(ValueError, match="the real one"):
+        plait.map(task, [0, 1])

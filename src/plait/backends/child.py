@@ -335,11 +335,12 @@ class ThreadLauncher:
             return subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
-                pass_fds=(fd, page_fd),
+                pass_fds=(fd, page_fd) if page_fd >= 0 else (fd,),
                 process_group=0,  # the terminal's Ctrl-C is for the parent only
             )
         finally:
-            os.close(page_fd)
+            if page_fd >= 0:
+                os.close(page_fd)
 
     def take_changes(self) -> list[Change]:
         """Return who ended since the last call; does not block."""

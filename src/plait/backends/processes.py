@@ -88,6 +88,7 @@ class _Worker:
     known: dict[int, ProcessLane] = field(default_factory=dict)  # functions that it has, by key
     last_seq: int = 0
     tasks: int = 0  # that it was given, ever
+    heard_at: float = 0.0  # when a result came last, or a chunk was sent to it while it was free
     watched: int = 0  # the events of the channel that are waited for
     is_ready: bool = False
     is_leaving: bool = False
@@ -110,8 +111,13 @@ class _Worker:
 
     def running(self) -> tuple[tuple[int, int], float] | None:
         """Return the running task (seq, place) and since when; None: it has not begun."""
+        if not self.jobs:
+            return None
+        if not self.page.is_shared:  # then each result is sent at once
+            job = self.jobs[0]
+            return ((job.seq, job.done), self.heard_at) if self.is_ready else None
         running, since = self.page.running_since()
-        return (running, since) if self.jobs and running[0] == self.jobs[0].seq else None
+        return (running, since) if running[0] == self.jobs[0].seq else None
 
 
 class ProcessBackend:
@@ -366,6 +372,7 @@ class ProcessBackend:
             self._note_said(worker, message)
         elif isinstance(message, Ready):
             worker.is_ready = True
+            worker.heard_at = monotonic()
             self._false_starts = 0
         elif isinstance(message, StartFailed):
             cause = load_error(message.error)
@@ -379,6 +386,7 @@ class ProcessBackend:
             return  # it was sent, and then found in the box as well: the worker died in between
         self._deliver(job, Report(job, job.done, results, worker.name, self._pid(worker)))
         job.done += len(results.values)
+        worker.heard_at = monotonic()
         if results.is_last:
             worker.jobs.popleft()
             if not worker.jobs and self._has_grown(worker, job.lane):
@@ -579,6 +587,8 @@ class ProcessBackend:
         worker.last_seq += 1
         worker.tasks += len(job.chunk.items)
         job.seq = worker.last_seq
+        if not worker.jobs:
+            worker.heard_at = monotonic()
         worker.jobs.append(job)
         chunk = job.chunk
         self._send(worker, Work(job.seq, lane.key, chunk.first, chunk.together, job.items))
