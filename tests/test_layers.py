@@ -41,6 +41,7 @@ LAYERS = (
     "backends.code_watch",
     "backends.voices",
     "backends.process_lane",
+    "backends.process_worker",
     "backends.turns",
     "backends.processes",
     "backends",

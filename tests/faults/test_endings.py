@@ -130,13 +130,15 @@ PARENT = """
 import os, signal, subprocess, sys, time, zlib
 import plait
 
+started = []
 def task(n):
     if n < 4:
         time.sleep(0.05)  # so that no task is sent to a worker ahead of time
         return n
     pids = [os.getpid()]
     if n == 4:  # in Python
-        pids.append(subprocess.Popen(["sleep", "600"], start_new_session=True).pid)
+        started.append(subprocess.Popen(["sleep", "600"], start_new_session=True))
+        pids.append(started[0].pid)
         os.write(out, f"{pids}\\n".encode())
         while True:
             pass

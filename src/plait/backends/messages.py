@@ -197,7 +197,7 @@ class Results(NamedTuple):
 RUNNING = 0  # the word in which the worker notes what it is about to run
 KEPT = 1  # the word in which it notes how much of the box is filled
 STARTED = 2  # the word in which it notes when that began, as a float
-CONDEMNED = 3  # the word in which the parent says that the worker is to run nothing more
+CONDEMNED = 3  # the word in which the parent says after which task the worker is to end
 CANCELLED = 4  # the first of the words in which the parent notes what it no longer wants
 CANCEL_WORDS = 4
 WORDS = CANCELLED + CANCEL_WORDS  # of 8 bytes
@@ -244,20 +244,21 @@ class StatusPage:
         Either the chunk is not wanted any more, or the worker is condemned.
         """
         words = self._words
+        before = words[RUNNING]
         self._started[STARTED] = monotonic()  # first: a task may look younger, never older
         words[RUNNING] = seq << 32 | place
         # After the note, never before it. The other order condemns an innocent task:
         #   1. we look, and are not condemned; 2. the parent condemns us for the task before
         #   and sees that it is still noted; 3. we note the next one, and it is killed.
-        if words[CONDEMNED]:
+        if words[CONDEMNED] == before + 1:
             words[RUNNING] = 0
             return False
         return bool(words[CANCELLED + seq % CANCEL_WORDS] != seq)
 
     @property
     def is_condemned(self) -> bool:
-        """Whether the worker is to run nothing more."""
-        return bool(self._words[CONDEMNED])
+        """Whether the worker is to end after the task that it noted last."""
+        return bool(self._words[CONDEMNED] == self._words[RUNNING] + 1)
 
     def keep(self, data: bytes) -> bool:
         """Keep what is not sent yet; False if there is no room for it."""
@@ -290,13 +291,13 @@ class StatusPage:
         self._words[CANCELLED + seq % CANCEL_WORDS] = seq
 
     def condemn(self, running: tuple[int, int]) -> bool:
-        """Have the worker run nothing after this task; False if it has gone on already."""
-        self._words[CONDEMNED] = 1
-        if not self.is_shared or self.running() == running:
-            return True
-        # It may have seen the word, and leave; or it goes on. Its end will tell.
-        self._words[CONDEMNED] = 0
-        return False
+        """Have the worker end after this task; False if it has gone on to another already."""
+        seq, place = running
+        word = seq << 32 | place
+        self._words[CONDEMNED] = word + 1  # 0 is nobody, and 1 a worker that has run nothing yet
+        # If it is not so any more, the worker may have seen the word and leave, with no task
+        # noted; or it did not, and goes on. Its end will tell.
+        return not self.is_shared or bool(self._words[RUNNING] == word)
 
     def kept(self) -> Iterator[bytes]:
         """Yield what a worker that died had kept."""

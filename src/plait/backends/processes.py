@@ -23,16 +23,14 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from plait import wire
-from plait.backends.child import Born, Change, open_launcher
+from plait.backends.child import Change, open_launcher
 from plait.backends.code_watch import CodeWatch
 from plait.backends.contract import Setting, Traits
 from plait.backends.messages import (
-    TOGETHER,
     Context,
     Forget,
     Learn,
@@ -41,16 +39,15 @@ from plait.backends.messages import (
     Said,
     Setup,
     StartFailed,
-    StatusPage,
     Work,
 )
 from plait.backends.process_lane import Death, Entry, Job, ProcessLane, Report, Uttered, Verdict
+from plait.backends.process_worker import Worker
 from plait.backends.turns import Turns
 from plait.backends.voices import OutputReader, put_out
 from plait.blas import with_thread_limits
 from plait.errors import PlaitError, PoolClosed, WorkerStartError, death_text
-from plait.host import family_rss_bytes, monotonic, oom_kills
-from plait.limits import LEAST_RELATIVE_S
+from plait.host import monotonic, oom_kills
 from plait.shield import Shield
 from plait.wire_errors import load_error
 
@@ -64,60 +61,10 @@ __all__ = ["ProcessBackend"]
 GRACE_S = 0.8
 # How long it may take to end once it was asked to, before its worker is killed.
 END_S = 0.5
-# How long a worker may be stopped by a signal; a batch system stops and continues us all.
-STOPPED_S = 1.0
 # How often a lane that closes tries to end what still runs.
 MOST_TRIES = 5
-# How often memory is measured, where it is limited: no system tells of its growth.
-MEASURE_S = 0.1
-# Of its limit a worker may keep this much between two chunks; one with more is replaced.
-KEPT_SHARE = 0.5
 # Workers that die before they are ready, one after the other, until that is called a failure.
 MOST_FALSE_STARTS = 3
-
-
-@dataclass(slots=True, eq=False)
-class _Worker:
-    """The parent's view of one worker process."""
-
-    number: int
-    channel: Channel
-    page: StatusPage
-    outputs: list[OutputReader]
-    jobs: deque[Job] = field(default_factory=deque)  # sent and not finished, the first is running
-    known: dict[int, ProcessLane] = field(default_factory=dict)  # functions that it has, by key
-    last_seq: int = 0
-    tasks: int = 0  # that it was given, ever
-    heard_at: float = 0.0  # when a result came last, or a chunk was sent to it while it was free
-    watched: int = 0  # the events of the channel that are waited for
-    is_ready: bool = False
-    is_leaving: bool = False
-    stopped: tuple[float, int] | None = None  # since when, and by which signal
-    verdict: Verdict | None = None  # why we end it
-
-    @classmethod
-    def of(cls, number: int, born: Born) -> _Worker:
-        outputs = [OutputReader(*pair) for pair in zip(("stdout", "stderr"), born.outputs)]  # noqa: B905
-        return cls(number, born.channel, born.page, outputs)
-
-    @property
-    def name(self) -> str:
-        return f"process-{self.number}"
-
-    @property
-    def can_take(self) -> bool:
-        """Whether it may be given new chunks."""
-        return not self.is_leaving and self.stopped is None
-
-    def running(self) -> tuple[tuple[int, int], float] | None:
-        """Return the running task (seq, place) and since when; None: it has not begun."""
-        if not self.jobs:
-            return None
-        if not self.page.is_shared:  # then each result is sent at once
-            job = self.jobs[0]
-            return ((job.seq, job.done), self.heard_at) if self.is_ready else None
-        running, since = self.page.running_since()
-        return (running, since) if running[0] == self.jobs[0].seq else None
 
 
 class ProcessBackend:
@@ -138,7 +85,7 @@ class ProcessBackend:
         self._turns = Turns()
         self.lock = self._turns.lock  # guards everything below
         self._launcher = open_launcher(start_method)
-        self._workers: dict[int, _Worker] = {}
+        self._workers: dict[int, Worker] = {}
         self._numbers = itertools.count(1)
         self._keys = itertools.count(1)
         self._backlog: deque[Job] = deque()
@@ -243,7 +190,7 @@ class ProcessBackend:
         """Cancel the chunks of a lane; a worker that does not come to it in time is ended."""
 
         def is_idle() -> bool:
-            return not any(_runs(worker, job) for worker, job in self._jobs_of(lane))
+            return not any(worker.may_run(job) for worker, job in self._jobs_of(lane))
 
         for worker, job in self._jobs_of(lane):
             worker.page.cancel(job.seq)
@@ -256,13 +203,13 @@ class ProcessBackend:
                     self._condemn(worker, Verdict("cancelled", worker.page.running()))
             self._turns.wait_until(is_idle, lane.arrived, monotonic() + GRACE_S)
 
-    def _end_job(self, worker: _Worker, job: Job) -> None:
+    def _end_job(self, worker: Worker, job: Job) -> None:
         """End a worker if it runs this job."""
         running = worker.running()
         if running is not None and running[0][0] == job.seq:
             self._condemn(worker, Verdict("cancelled", running[0]))
 
-    def _jobs_of(self, lane: ProcessLane) -> list[tuple[_Worker, Job]]:
+    def _jobs_of(self, lane: ProcessLane) -> list[tuple[Worker, Job]]:
         workers = self._workers.values()
         return [(worker, job) for worker in workers for job in worker.jobs if job.lane is lane]
 
@@ -299,9 +246,9 @@ class ProcessBackend:
 
     # --- Workers ---------------------------------------------------------------------
 
-    def _start_worker(self) -> _Worker:
+    def _start_worker(self) -> Worker:
         number = next(self._numbers)
-        worker = _Worker.of(number, self._launcher.start(number))
+        worker = Worker.of(number, self._launcher.start(number))
         self._workers[number] = worker
         for reader in worker.outputs:
             handler = partial(self._hear_output, worker)
@@ -311,30 +258,30 @@ class ProcessBackend:
         self._send(worker, setup)
         return worker
 
-    def _let_go(self, worker: _Worker) -> None:
+    def _let_go(self, worker: Worker) -> None:
         """Let a worker end once it has finished what it has."""
         worker.is_leaving = True
         if not worker.jobs:
             self._hang_up(worker)
 
-    def _hang_up(self, worker: _Worker) -> None:
+    def _hang_up(self, worker: Worker) -> None:
         if worker.channel.fileno() >= 0:
             self._turns.unwatch(worker.channel)
             worker.channel.close()
 
-    def _send(self, worker: _Worker, message: object) -> None:
+    def _send(self, worker: Worker, message: object) -> None:
         if worker.channel.fileno() >= 0:
             worker.channel.send(message)
             self._watch(worker)
 
-    def _watch(self, worker: _Worker) -> None:
+    def _watch(self, worker: Worker) -> None:
         """Wait for what the channel is waiting for."""
         clogged = selectors.EVENT_WRITE if worker.channel.is_clogged else 0
         if worker.watched != selectors.EVENT_READ | clogged:
             worker.watched = selectors.EVENT_READ | clogged
             self._turns.watch(worker.channel, worker.watched, partial(self._serve, worker))
 
-    def _serve(self, worker: _Worker, _: Channel, mask: int) -> None:
+    def _serve(self, worker: Worker, _: Channel, mask: int) -> None:
         if mask & selectors.EVENT_WRITE:
             worker.channel.flush()
             self._watch(worker)
@@ -344,19 +291,19 @@ class ProcessBackend:
             except EOFError:
                 self._turns.unwatch(worker.channel)  # its end will be told, see child.py
 
-    def _hear_output(self, worker: _Worker, reader: OutputReader, _: int) -> None:
+    def _hear_output(self, worker: Worker, reader: OutputReader, _: int) -> None:
         said = reader.read()
         if said is not None:
             self._note_said(worker, said)
         if reader.has_ended:
             self._turns.unwatch(reader)
 
-    def _hear_rest(self, worker: _Worker) -> None:
+    def _hear_rest(self, worker: Worker) -> None:
         for reader in worker.outputs:
             for said in reader.read_rest():
                 self._note_said(worker, said)
 
-    def _note_said(self, worker: _Worker, said: Said) -> None:
+    def _note_said(self, worker: Worker, said: Said) -> None:
         """Hand what a worker said to the lane that it works, or last worked, for."""
         lane = worker.jobs[0].lane if worker.jobs else next(reversed(worker.known.values()), None)
         if lane is None:
@@ -365,7 +312,7 @@ class ProcessBackend:
             lane.inbox.append(Uttered(said, worker.name))
             lane.arrived.notify()
 
-    def _hear(self, worker: _Worker, message: Any) -> None:
+    def _hear(self, worker: Worker, message: Any) -> None:
         if isinstance(message, Results):
             self._take_results(worker, message)
         elif isinstance(message, Said):
@@ -380,7 +327,7 @@ class ProcessBackend:
             broken.__cause__ = cause
             self._break(broken)
 
-    def _take_results(self, worker: _Worker, results: Results) -> None:
+    def _take_results(self, worker: Worker, results: Results) -> None:
         job = worker.jobs[0] if worker.jobs else None
         if job is None or (results.seq, results.place) != (job.seq, job.done):
             return  # it was sent, and then found in the box as well: the worker died in between
@@ -389,15 +336,11 @@ class ProcessBackend:
         worker.heard_at = monotonic()
         if results.is_last:
             worker.jobs.popleft()
-            if not worker.jobs and self._has_grown(worker, job.lane):
+            if not worker.jobs and worker.has_grown(self._pid(worker), job.lane):
                 worker.is_leaving = True
             if worker.is_leaving and not worker.jobs:
                 self._hang_up(worker)
             self._dispatch()
-
-    def _has_grown(self, worker: _Worker, lane: ProcessLane) -> bool:
-        limit = lane.limits.memory_bytes
-        return limit is not None and family_rss_bytes(self._pid(worker)) > limit * KEPT_SHARE
 
     def _hear_launcher(self, *_: object) -> None:
         changes = self._launcher.take_changes()
@@ -411,11 +354,11 @@ class ProcessBackend:
             if change.what == "ended":
                 self._bury(worker, change)
             else:
-                by = (monotonic(), change.status or 0)
-                worker.stopped = by if change.what == "stopped" else None
-                self._judge_at(monotonic() + STOPPED_S)
+                is_stopped = change.what == "stopped"
+                worker.stopped = (monotonic(), change.status or 0) if is_stopped else None
+                self._judge_at(monotonic())
 
-    def _bury(self, worker: _Worker, change: Change) -> None:
+    def _bury(self, worker: Worker, change: Change) -> None:
         """Settle the affairs of a worker that ended."""
         if worker.channel.fileno() >= 0:
             with suppress(EOFError):
@@ -429,13 +372,13 @@ class ProcessBackend:
             self._turns.unwatch(reader)
             reader.close()
         del self._workers[worker.number]
-        if not worker.is_ready and (worker.verdict or not worker.is_leaving):
+        if worker.failed_to_start:
             self._count_false_start(worker, change.status)
         was_oom = change.status == -signal.SIGKILL and self._has_oom_struck()
         for job in worker.jobs:
             death = Death(
                 job,
-                _guilty_place(worker, job),
+                worker.guilty_place(job),
                 worker.name,
                 self._pid(worker),
                 change.status,
@@ -453,23 +396,21 @@ class ProcessBackend:
         before, self._oom_kills = self._oom_kills, oom_kills()
         return None not in (before, self._oom_kills) and before != self._oom_kills
 
-    def _count_false_start(self, worker: _Worker, status: int | None) -> None:
-        verdict = worker.verdict
-        if verdict is not None and verdict.reason == "cancelled":
-            return
+    def _count_false_start(self, worker: Worker, status: int | None) -> None:
         self._false_starts += 1
-        if self._initializer is not None or self._false_starts >= MOST_FALSE_STARTS:
-            ending = verdict.text if verdict else death_text(status)
-            stack = worker.page.last_words()
-            self._break(
-                WorkerStartError(
-                    f"{worker.name} (pid {self._pid(worker)}) {ending} before it was "
-                    f"ready{' (in the initializer?)' if self._initializer else ''}. "
-                    "No worker can be started like this." + (stack and f"\n{stack}")
-                )
+        if self._initializer is None and self._false_starts < MOST_FALSE_STARTS:
+            return
+        ending = worker.verdict.text if worker.verdict else death_text(status)
+        where = " (in the initializer?)" if self._initializer else ""
+        stack = worker.page.last_words()
+        self._break(
+            WorkerStartError(
+                f"{worker.name} (pid {self._pid(worker)}) {ending} before it was ready{where}. "
+                "No worker can be started like this." + (stack and f"\n{stack}")
             )
+        )
 
-    def _pid(self, worker: _Worker) -> int:
+    def _pid(self, worker: Worker) -> int:
         return self._launcher.pids.get(worker.number, 0)
 
     def _break(self, error: PlaitError) -> None:
@@ -485,53 +426,19 @@ class ProcessBackend:
     def _judge_all(self) -> None:
         """End the workers that are over a limit, and note when to look again."""
         self._turns.due = math.inf
-        now = monotonic()
         for worker in list(self._workers.values()):
             if worker.verdict is None:
-                self._judge_at(self._judge(worker, now))
+                verdict, due = worker.judge(self._pid(worker), monotonic())
+                self._judge_at(due)
+                if verdict is not None:
+                    self._condemn(worker, verdict)
 
-    def _judge(self, worker: _Worker, now: float) -> float:
-        """Look at one worker; return when to look again."""
-        if worker.stopped is not None:
-            since, signum = worker.stopped
-            if now >= since + STOPPED_S:
-                running = worker.page.running()
-                self._condemn(worker, Verdict("stopped", running, seen=signum), grace_s=0)
-            return since + STOPPED_S if now < since + STOPPED_S else math.inf
-        if not worker.jobs or not worker.jobs[0].lane.limits.are_set:
-            return math.inf
-        return min(self._judge_time(worker, now), self._judge_memory(worker, now))
-
-    def _judge_time(self, worker: _Worker, now: float) -> float:
-        limit = worker.jobs[0].lane.limits.time
-        if not limit.is_set:
-            return math.inf
-        if limit.seconds is None:  # the median is not known yet
-            return now + LEAST_RELATIVE_S
-        running = worker.running()
-        if running is None:  # it is starting, or has not come to this chunk yet
-            return now + limit.seconds
-        task, since = running
-        if now < since + limit.seconds:
-            return since + limit.seconds
-        self._condemn(worker, Verdict("time", task, limit.seconds, now - since))
-        return now + limit.seconds
-
-    def _judge_memory(self, worker: _Worker, now: float) -> float:
-        limit = worker.jobs[0].lane.limits.memory_bytes
-        if limit is None:
-            return math.inf
-        rss_bytes = family_rss_bytes(self._pid(worker))
-        if rss_bytes > limit and (worker.running() or not worker.is_ready):
-            self._condemn(worker, Verdict("memory", worker.page.running(), limit, rss_bytes))
-        return now + MEASURE_S
-
-    def _condemn(self, worker: _Worker, verdict: Verdict, grace_s: float = END_S) -> None:
+    def _condemn(self, worker: Worker, verdict: Verdict) -> None:
         """End a worker because of the task that it runs, unless it has finished that."""
         if worker.verdict is None and worker.page.condemn(verdict.running):
             worker.verdict = verdict
             worker.is_leaving = True
-            self._launcher.end(worker.number, grace_s)
+            self._launcher.end(worker.number, 0.0 if verdict.reason == "stopped" else END_S)
 
     # --- Chunks ----------------------------------------------------------------------
 
@@ -547,7 +454,7 @@ class ProcessBackend:
             elif not job.chunk.earlier:  # else it waits for another worker than the others
                 return
 
-    def _pick(self, job: Job) -> _Worker | None:
+    def _pick(self, job: Job) -> Worker | None:
         """Return the worker for a chunk: a free one, a new one, or one whose chunk is brief.
 
         A task that is tried again goes to another worker than before, where there is one.
@@ -560,7 +467,7 @@ class ProcessBackend:
         staying = [worker for worker in self._workers.values() if worker.can_take]
         free = [worker for worker in staying if not worker.jobs]
         for worker in free:
-            if self._has_grown(worker, job.lane):  # while it was idle
+            if worker.has_grown(self._pid(worker), job.lane):  # while it was idle
                 self._let_go(worker)
                 staying.remove(worker)
             elif worker.name != avoided:
@@ -578,7 +485,7 @@ class ProcessBackend:
         )
         return next(brief, None) if job.chunk.brief else None
 
-    def _assign(self, worker: _Worker, job: Job) -> None:
+    def _assign(self, worker: Worker, job: Job) -> None:
         lane = job.lane
         if lane.key not in worker.known:
             worker.known[lane.key] = lane
@@ -593,9 +500,7 @@ class ProcessBackend:
         chunk = job.chunk
         self._send(worker, Work(job.seq, lane.key, chunk.first, chunk.together, job.items))
         if lane.limits.are_set:
-            is_of_time = lane.limits.memory_bytes is None
-            wait_s = lane.limits.time.seconds if is_of_time else MEASURE_S
-            self._judge_at(monotonic() + (wait_s or LEAST_RELATIVE_S))
+            self._judge_at(monotonic() + worker.first_look_s)
 
     def _deliver(self, job: Job, entry: Entry) -> None:
         job.lane.inbox.append(entry)
@@ -604,16 +509,3 @@ class ProcessBackend:
 
 # What is reported of a chunk that was taken back before it started.
 NOTHING_DONE = Results(0, 0, [], is_plain=True, errors={}, times=[], is_last=True, queued_s=0.0)
-
-
-def _runs(worker: _Worker, job: Job) -> bool:
-    """Whether a job may be running: a cancelled one that waits behind another never will."""
-    return job is worker.jobs[0] or worker.page.running()[0] == job.seq
-
-
-def _guilty_place(worker: _Worker, job: Job) -> int | None:
-    """Return the task of a job that its worker was running when it ended."""
-    if not worker.page.is_shared:
-        return job.done if job is worker.jobs[0] else None
-    seq, place = worker.page.running()
-    return place if job.seq == seq and job.done <= place != TOGETHER else None

@@ -1,0 +1,152 @@
+"""The parent's view of one worker process: what it has, what it runs, whether it is to be ended.
+
+Used by backends/processes.py only, which does what follows from it. Nothing here waits, sends
+or ends anything.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from plait.backends.messages import TOGETHER, StatusPage
+from plait.backends.process_lane import Job, ProcessLane, Verdict
+from plait.backends.voices import OutputReader
+from plait.host import family_rss_bytes
+from plait.limits import LEAST_RELATIVE_S
+
+if TYPE_CHECKING:
+    from plait.backends.child import Born
+    from plait.channel import Channel
+
+__all__ = ["Worker"]
+
+# How long a worker may be stopped by a signal; a batch system stops and continues us all.
+STOPPED_S = 1.0
+# How often memory is measured, where it is limited: no system tells of its growth.
+MEASURE_S = 0.1
+# Of its limit a worker may keep this much between two chunks; one with more is replaced.
+KEPT_SHARE = 0.5
+
+Look = tuple[Verdict | None, float]
+"""What a look at a worker gave: why it is to be ended, and when to look again."""
+
+
+@dataclass(slots=True, eq=False)
+class Worker:
+    """The parent's view of one worker process."""
+
+    number: int
+    channel: Channel
+    page: StatusPage
+    outputs: list[OutputReader]
+    jobs: deque[Job] = field(default_factory=deque)  # sent and not finished, the first is running
+    known: dict[int, ProcessLane] = field(default_factory=dict)  # functions that it has, by key
+    last_seq: int = 0
+    tasks: int = 0  # that it was given, ever
+    heard_at: float = 0.0  # when a result came last, or a chunk was sent to it while it was free
+    watched: int = 0  # the events of the channel that are waited for
+    is_ready: bool = False
+    is_leaving: bool = False
+    stopped: tuple[float, int] | None = None  # since when, and by which signal
+    verdict: Verdict | None = None  # why we end it
+
+    @classmethod
+    def of(cls, number: int, born: Born) -> Worker:
+        """Make the view of a worker that was just started."""
+        kinds = ("stdout", "stderr")[: len(born.outputs)]
+        outputs = [OutputReader(*pair) for pair in zip(kinds, born.outputs, strict=True)]
+        return cls(number, born.channel, born.page, outputs)
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        return f"process-{self.number}"
+
+    @property
+    def can_take(self) -> bool:
+        """Whether it may be given new chunks."""
+        return not self.is_leaving and self.stopped is None
+
+    @property
+    def failed_to_start(self) -> bool:
+        """Whether it ended before it was ready, though it was wanted."""
+        if self.verdict is not None:
+            return not self.is_ready and self.verdict.reason != "cancelled"
+        return not self.is_ready and not self.is_leaving
+
+    def running(self) -> tuple[tuple[int, int], float] | None:
+        """Return the running task (seq, place) and since when; None: it has not begun."""
+        if not self.jobs:
+            return None
+        if not self.page.is_shared:  # then each result is sent at once
+            job = self.jobs[0]
+            return ((job.seq, job.done), self.heard_at) if self.is_ready else None
+        running, since = self.page.running_since()
+        return (running, since) if running[0] == self.jobs[0].seq else None
+
+    def may_run(self, job: Job) -> bool:
+        """Whether a job may be running: a cancelled one that waits behind another never will."""
+        return job is self.jobs[0] or self.page.running()[0] == job.seq
+
+    def guilty_place(self, job: Job) -> int | None:
+        """Return the task of a job that it was running when it ended."""
+        if not self.page.is_shared:
+            return job.done if job is self.jobs[0] else None
+        seq, place = self.page.running()
+        return place if job.seq == seq and job.done <= place != TOGETHER else None
+
+    def has_grown(self, pid: int, lane: ProcessLane) -> bool:
+        """Whether it has so much memory between two chunks that it is better replaced."""
+        limit = lane.limits.memory_bytes
+        return limit is not None and family_rss_bytes(pid) > limit * KEPT_SHARE
+
+    # --- Limits ----------------------------------------------------------------------
+
+    @property
+    def first_look_s(self) -> float:
+        """How long after a chunk was sent to it a limit may be passed, at the earliest."""
+        limits = self.jobs[0].lane.limits
+        if limits.memory_bytes is not None:
+            return MEASURE_S
+        return limits.time.seconds or LEAST_RELATIVE_S
+
+    def judge(self, pid: int, now: float) -> Look:
+        """Say whether it is to be ended, and when to look again."""
+        if self.stopped is not None:
+            return self._judge_stop(*self.stopped, now)
+        if not self.jobs or not self.jobs[0].lane.limits.are_set:
+            return None, math.inf
+        of_time, due = self._judge_time(now)
+        of_memory, soon = self._judge_memory(pid, now)
+        return of_time or of_memory, min(due, soon)
+
+    def _judge_stop(self, since: float, signum: int, now: float) -> Look:
+        if now < since + STOPPED_S:
+            return None, since + STOPPED_S
+        return Verdict("stopped", self.page.running(), seen=signum), math.inf
+
+    def _judge_time(self, now: float) -> Look:
+        limit = self.jobs[0].lane.limits.time
+        if not limit.is_set:
+            return None, math.inf
+        if limit.seconds is None:  # the median is not known yet
+            return None, now + LEAST_RELATIVE_S
+        running = self.running()
+        if running is None:  # it is starting, or has not come to this chunk yet
+            return None, now + limit.seconds
+        task, since = running
+        if now < since + limit.seconds:
+            return None, since + limit.seconds
+        return Verdict("time", task, limit.seconds, now - since), now + limit.seconds
+
+    def _judge_memory(self, pid: int, now: float) -> Look:
+        limit = self.jobs[0].lane.limits.memory_bytes
+        if limit is None:
+            return None, math.inf
+        rss_bytes = family_rss_bytes(pid)
+        if rss_bytes <= limit or (self.is_ready and self.running() is None):
+            return None, now + MEASURE_S
+        return Verdict("memory", self.page.running(), limit, rss_bytes), now + MEASURE_S

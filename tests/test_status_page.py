@@ -1,0 +1,118 @@
+"""The page that a worker shares with its parent: every order of who writes when."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from plait.backends.messages import BOX_BYTES, LAST_WORDS_AT, StatusPage, new_page_fd
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[StatusPage, StatusPage, int]]:
+    """Give the parent's and the worker's view of one page, and its file descriptor."""
+    fd = new_page_fd()
+    yield StatusPage(fd), StatusPage(fd), fd
+    os.close(fd)
+
+
+Ends = tuple[StatusPage, StatusPage, int]
+
+
+def test_a_condemned_task_is_the_last(ends: Ends) -> None:
+    parent, worker, _ = ends
+    assert worker.begin(1, 0)
+    assert worker.begin(1, 1)
+    assert parent.condemn((1, 1))
+    assert worker.is_condemned
+    assert not worker.begin(1, 2)  # it finished just in time, but the signal may be on its way
+    assert parent.running() == (0, 0)  # nobody is to blame for the end of the worker
+
+
+def test_who_has_gone_on_is_not_condemned(ends: Ends) -> None:
+    parent, worker, _ = ends
+    assert worker.begin(1, 0)
+    seen = parent.running()
+    assert worker.begin(1, 1)
+    assert not parent.condemn(seen)
+    assert not worker.is_condemned
+    assert worker.begin(1, 2)
+    assert worker.begin(2, 0)
+
+
+def test_the_worker_looks_after_it_noted(ends: Ends) -> None:
+    """The parent writes between the note of the next task and the look: one of them sees it."""
+    parent, worker, _ = ends
+    assert worker.begin(1, 0)
+    seen = parent.running()
+    verdicts = []
+
+    class Words:
+        """The worker's words; after the note of a task the parent is quicker than the look."""
+
+        def __init__(self, words: memoryview) -> None:
+            self.words = words
+
+        def __getitem__(self, key: int) -> int:
+            return int(self.words[key])
+
+        def __setitem__(self, key: int, value: int) -> None:
+            self.words[key] = value
+            if key == 0 and not verdicts:
+                verdicts.append(parent.condemn(seen))
+
+    worker._words = Words(worker._words)
+    assert not worker.begin(1, 1)
+    assert verdicts == [False]  # no signal is sent, the worker leaves by itself
+    assert parent.running() == (0, 0)
+
+
+def test_a_worker_that_has_run_nothing_can_be_condemned(ends: Ends) -> None:
+    parent, worker, _ = ends
+    assert not worker.is_condemned
+    assert parent.condemn((0, 0))
+    assert worker.is_condemned
+    assert not worker.begin(1, 0)
+
+
+def test_a_cancelled_chunk_is_not_begun(ends: Ends) -> None:
+    parent, worker, _ = ends
+    assert worker.begin(1, 0)
+    parent.cancel(1)
+    assert not worker.begin(1, 1)
+    assert worker.begin(2, 0)
+
+
+def test_when_a_task_began_is_known(ends: Ends) -> None:
+    parent, worker, _ = ends
+    worker.begin(3, 7)
+    running, first = parent.running_since()
+    worker.begin(3, 8)
+    _, second = parent.running_since()
+    assert running == (3, 7)
+    assert 0 < first <= second
+
+
+def test_results_are_kept_as_far_as_there_is_room(ends: Ends) -> None:
+    parent, worker, _ = ends
+    assert worker.keep(b"one")
+    assert worker.keep(b"")
+    assert not worker.keep(bytes(BOX_BYTES))
+    assert list(parent.kept()) == [b"one", b""]
+    worker.empty()
+    assert list(parent.kept()) == []
+
+
+def test_last_words_are_read_without_plaits_own_frames(ends: Ends) -> None:
+    parent, _, fd = ends
+    import plait
+
+    frames = (
+        f'  File "user.py", line 3 in task\n  File "{plait.__path__[0]}/worker.py", line 1 in x'
+    )
+    os.pwrite(fd, f"Fatal error\n\nCurrent thread:\n{frames}\n".encode(), LAST_WORDS_AT)
+    assert parent.last_words() == (
+        'Fatal error\n\nCurrent thread:\n  File "user.py", line 3 in task'
+    )
