@@ -47,7 +47,7 @@ def test_the_worker_looks_after_it_noted(ends: Ends) -> None:
     parent, worker, _ = ends
     assert worker.begin(1, 0)
     seen = parent.running()
-    verdicts = []
+    verdicts: list[bool] = []
 
     class Words:
         """The worker's words; after the note of a task the parent is quicker than the look."""
@@ -71,9 +71,7 @@ def test_the_worker_looks_after_it_noted(ends: Ends) -> None:
 
 def test_a_worker_that_has_run_nothing_can_be_condemned(ends: Ends) -> None:
     parent, worker, _ = ends
-    assert not worker.is_condemned
-    assert parent.condemn((0, 0))
-    assert worker.is_condemned
+    assert [worker.is_condemned, parent.condemn((0, 0)), worker.is_condemned] == [False, True, True]
     assert not worker.begin(1, 0)
 
 
