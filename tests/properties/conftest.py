@@ -18,7 +18,7 @@ settings.register_profile(
     derandomize=not IS_LONG,
     database=None,
     deadline=None,
-    print_blob=True,
+    report_multiple_bugs=False,
     suppress_health_check=list(HealthCheck),
 )
 settings.load_profile("plait")

@@ -148,9 +148,6 @@ def note_twice(item: Item) -> float:
     return started
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a task whose worker is still starting when it is cancelled runs anyway"
-)
 @examples(10)
 @given(
     tasks=st.integers(1, 4),

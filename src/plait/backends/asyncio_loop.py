@@ -87,7 +87,7 @@ class AsyncioBackend:
         self._tasks.add(task)
         lane.tasks[task] = chunk
         task.add_done_callback(self._tasks.discard)
-        task.add_done_callback(lane.tasks.pop)
+        task.add_done_callback(lane.settle)
 
     async def _run(self, lane: AsyncioLane, chunk: Chunk) -> None:
         async with self._place_free:
@@ -153,14 +153,22 @@ class AsyncioLane:
         context = self._context.copy()  # the task of the chunk copies it in turn
         self._loop.call_soon_threadsafe(self._backend.spawn, self, chunk, context=context)
 
+    def settle(self, task: asyncio.Task[None]) -> None:
+        """Forget the task of a chunk; if it was cancelled before it began, nothing comes of it."""
+        chunk = self.tasks.pop(task)
+        if task.cancelled() and self.inbox.claim():
+            self.inbox.put(Finished.of(chunk, 0, Stretch([], {}, []), "", os.getpid()))
+
     async def run(self, chunk: Chunk, worker: str) -> None:
         """Await the tasks of a chunk one after the other, and deliver what finishes."""
         for place in range(len(chunk.items)):
             stretch = await self._run_task(chunk, place, worker)
+            if self.inbox.is_closed:
+                if isinstance(stretch.errors.get(0), asyncio.CancelledError):  # that was us
+                    stretch = Stretch([], {}, [])
+                stretch = stretch._replace(is_last=True)
             self.inbox.put(Finished.of(chunk, place, stretch, worker, os.getpid()))
-            if self.inbox.is_closed and not stretch.is_last:
-                empty = Stretch([], {}, [])
-                self.inbox.put(Finished.of(chunk, place + 1, empty, worker, os.getpid()))
+            if stretch.is_last:
                 return
 
     async def _run_task(self, chunk: Chunk, place: int, worker: str) -> Stretch:
@@ -191,19 +199,24 @@ class AsyncioLane:
         task = asyncio.ensure_future(_catch(awaitable))
         try:
             await asyncio.wait({task}, timeout=limit_s)
+            if not task.done():
+                await self._cancel(task)
+                raise _TimeIsUp(limit_s, is_abandoned=not task.done())
         except asyncio.CancelledError:
-            task.cancel()
-            await asyncio.wait({task}, timeout=GRACE_S)
+            await self._cancel(task)
             raise
-        if not task.done():
-            task.cancel()
-            await asyncio.wait({task}, timeout=GRACE_S)
-            self.abandoned += not task.done()
-            raise _TimeIsUp(limit_s, is_abandoned=not task.done())
+        finally:
+            if task.done() and asyncio.iscoroutine(awaitable):
+                awaitable.close()  # or one that never began would be complained about
         value, error = task.result()
         if error is not None:
             raise error
         return value
+
+    async def _cancel(self, task: asyncio.Future[Any]) -> None:
+        task.cancel()
+        await asyncio.wait({task}, timeout=GRACE_S)
+        self.abandoned += not task.done()
 
     def wait_outcomes(self, timeout: float | None = None) -> list[Finished]:
         """Block until tasks finished."""
@@ -226,7 +239,8 @@ class AsyncioLane:
         self.inbox.is_closed = True
         if self.inbox.pending:
             self._loop.call_soon_threadsafe(self._cancel_tasks)
-        finished = self.inbox.close(patience_s)
+        # A coroutine that was cancelled gets the time to end, however late it is already.
+        finished = self.inbox.close(None if patience_s is None else patience_s + 2 * GRACE_S)
         if self.inbox.pending:
             self.abandoned += self.inbox.pending
             self._backend.give_up()
