@@ -83,6 +83,8 @@ def fail(item: Any) -> Any:
         raise SystemExit(3)
     if item == "interrupt":
         raise KeyboardInterrupt
+    if item == "generator":
+        raise GeneratorExit
     if item == "stop":
         raise StopIteration(5)
     if isinstance(item, int) and item < 0:
@@ -198,6 +200,10 @@ def test_keyboard_interrupt_of_a_task_is_its_outcome(way: Way) -> None:
         assert [outcome.value for outcome in caught.value.plait_run.outcomes] == ["before"]  # type: ignore[attr-defined]
     else:
         assert type(error_of(way, "interrupt")) is KeyboardInterrupt
+
+
+def test_generator_exit_is_the_tasks_outcome(way: Way) -> None:
+    assert type(error_of(way, "generator")) is GeneratorExit
 
 
 def test_stop_iteration_is_an_error_like_any_other(way: Way) -> None:

@@ -7,7 +7,10 @@ import concurrent.futures
 import itertools
 import os
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -150,3 +153,39 @@ def test_a_failing_initializer_fails_every_future(way: Way) -> None:
         for future in futures:
             with pytest.raises(plait.WorkerStartError, match="no licence"):
                 future.result()
+
+
+def test_limits_hold_for_what_is_submitted(way: Way) -> None:
+    gate = threading.Event()
+
+    def hang(x: int) -> int:
+        if x == 1:
+            gate.wait()
+        return x
+
+    def sleep(x: int) -> int:
+        if x == 1:
+            time.sleep(60)
+        return x
+
+    async def hang_async(x: int) -> int:
+        if x == 1:
+            await asyncio.sleep(60)
+        return x
+
+    fn: Callable[[int], Any] = hang_async if way.name == "asyncio" else hang
+    if way.is_process:
+        fn = sleep
+    with plait.Executor(2, task_timeout=0.2, **way.executor) as pool:
+        futures = [pool.submit(fn, x) for x in range(4)]
+        assert isinstance(futures[1].exception(), plait.TaskTimeout)
+        assert [future.result() for future in futures if future is not futures[1]] == [0, 2, 3]
+        with pytest.raises(plait.TaskTimeout):
+            list(pool.map(fn, range(4)))
+        gate.set()
+
+
+def test_workers_of_an_executor_are_replaced_after_so_many_tasks(process_way: Way) -> None:
+    with plait.Executor(1, max_tasks_per_child=2, **process_way.executor) as pool:
+        pids = [pool.submit(os.getpid).result() for _ in range(6)]
+    assert len(set(pids)) == 3
