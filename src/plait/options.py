@@ -67,8 +67,9 @@ class Options:
         progress: True for a bar on stderr, or a function of (done, total or None).
         task_timeout: seconds that one task may take, whatever the chunk; ``"5x"`` is five
             times the median of the tasks that succeeded so far (known after 5, never below
-            1 s). A process is ended and replaced, a coroutine cancelled. A thread cannot be
-            ended: its task has failed, and it is left to itself and replaced.
+            1 s). A process is ended (``finally`` clauses of the task run, if it lets them) and
+            replaced, a coroutine cancelled. A thread cannot be ended: its task has failed, and
+            it is left to itself and replaced. Tasks behind it in its chunk wait until then.
         timeout: seconds that the whole call may take; then RunTimeout is raised.
         retries: how often a task that failed is tried again.
         retry_on: for which errors: a class, a tuple of classes, or a function of the error.
