@@ -144,7 +144,7 @@ class Executor(concurrent.futures.Executor):
         index, self._count = self._count, self._count + 1
         try:
             if self._lane is None:
-                self._lane = self._backend.open_lane(Call(invoke), self._setting)
+                self._lane = self._backend.open_lane(Call(invoke, "task"), self._setting)
             self._lane.submit(Chunk(index, [task], brief=is_brief))
         except PlaitError as error:  # there are no workers
             future.set_exception(error)

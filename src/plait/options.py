@@ -191,9 +191,10 @@ def _check_backoff(value: Any) -> str | None:
 
 
 def _check_memory_limit(value: Any) -> str | None:
+    is_size = isinstance(value, int | str) and not isinstance(value, bool)
     try:
-        is_good = value is None or (not isinstance(value, bool) and _bytes_of(value) > 0)
-    except (ValueError, TypeError):
+        is_good = value is None or (is_size and _bytes_of(value) > 0)
+    except (ValueError, KeyError, OverflowError):  # no number, no such unit, infinity
         is_good = False
     return None if is_good else "a number of bytes above 0, a text like '2GB' or '512MiB', or None"
 

@@ -7,6 +7,7 @@ for who wants to see them one by one (a map of a million squares never does).
 
 from __future__ import annotations
 
+from contextvars import Context
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -73,7 +74,10 @@ class Outcome:
 
 
 class Call(NamedTuple):
-    """How a function is applied to an item: style "one" is ``fn(item)``, "star" ``fn(*item)``."""
+    """How a function is applied to an item: style "one" is ``fn(item)``, "star" ``fn(*item)``.
+
+    With style "task" the item is itself a function with its arguments, see ``worker.invoke``.
+    """
 
     fn: Any
     style: str = "one"
@@ -81,10 +85,25 @@ class Call(NamedTuple):
     @property
     def name(self) -> str:
         """What the function is called in sentences."""
-        fn = self.fn
-        while isinstance(fn, partial):
-            fn = fn.func
-        return getattr(fn, "__name__", None) or type(fn).__name__
+        return _name(self.fn)
+
+    def text(self, item: Any) -> str:
+        """Return the call of an item as it would be written, to be part of a sentence."""
+        if self.style == "star":
+            return f"{self.name}(*{short(item)})"
+        if self.style == "one":
+            return f"{self.name}({short(item)})"
+        fn, args, kwargs = item
+        if isinstance(getattr(fn, "__self__", None), Context):  # run in the context of its submit
+            fn, *args = args
+        given = [*map(short, args), *(f"{name}={short(value)}" for name, value in kwargs.items())]
+        return f"{_name(fn)}({', '.join(given)})"
+
+
+def _name(fn: Any) -> str:
+    while isinstance(fn, partial):
+        fn = fn.func
+    return getattr(fn, "__name__", None) or type(fn).__name__
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from plait.backends.serial import CATCH
 from plait.chunks import TINY_S
 from plait.errors import TaskTimeout, Victim
 from plait.host import ThreadClock, monotonic, read_thread_clock, thread_cpu_s
-from plait.outcome import Call, Chunk, Finished, Stretch, short
+from plait.outcome import Call, Chunk, Finished, Stretch
 from plait.plan import Sample
 from plait.worker import run_apart, run_together
 
@@ -103,7 +103,7 @@ class Probe:
         self._spent_s = BUDGET_S
         victim = Victim(
             index=chunk.first,
-            item=f"{self._call.name}({short(chunk.items[0])})",
+            item=self._call.text(chunk.items[0]),
             attempt=1,
             worker="main",
             pid=os.getpid(),

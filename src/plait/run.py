@@ -24,7 +24,7 @@ from plait.errors import RunTimeout, TaskError
 from plait.host import monotonic
 from plait.inputs import READ_S, DirectInput, Input, ThreadedInput
 from plait.limits import Limits, TimeLimit
-from plait.outcome import Call, Chunk, Finished, Outcome, short
+from plait.outcome import Call, Chunk, Finished, Outcome
 from plait.plan import Plan, Sample
 from plait.probe import Probe
 from plait.progress import Show, show_progress
@@ -426,9 +426,8 @@ def _in_order(stretches: Iterator[Finished]) -> Iterator[Finished]:
 
 
 def _add_note(error: BaseException, call: Call, outcome: Outcome) -> None:
-    star = "*" if call.style == "star" else ""
     note = (
-        f"plait: task {outcome.index}, {call.name}({star}{short(outcome.item)}), "
+        f"plait: task {outcome.index}, {call.text(outcome.item)}, "
         f"attempt {outcome.attempt}, on {outcome.worker} (pid {outcome.pid})"
     )
     if note not in getattr(error, "__notes__", ()):

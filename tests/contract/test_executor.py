@@ -189,3 +189,13 @@ def test_workers_of_an_executor_are_replaced_after_so_many_tasks(process_way: Wa
     with plait.Executor(1, max_tasks_per_child=2, **process_way.executor) as pool:
         pids = [pool.submit(os.getpid).result() for _ in range(6)]
     assert len(set(pids)) == 3
+
+
+def test_errors_name_what_was_submitted(process_way: Way) -> None:
+    def die(_: int, *, hard: bool) -> None:
+        os._exit(3 if hard else 4)
+
+    with plait.Executor(1, **process_way.executor) as pool:
+        error = pool.submit(die, 7, hard=True).exception()
+    assert isinstance(error, plait.WorkerDied)
+    assert "task 0, die(7, hard=True), attempt 1" in str(error)

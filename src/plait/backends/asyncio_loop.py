@@ -14,7 +14,7 @@ from plait.backends.contract import Setting, Traits
 from plait.backends.inbox import Inbox
 from plait.errors import PlaitError, PoolClosed, TaskTimeout, Victim, WorkerStartError
 from plait.host import monotonic
-from plait.outcome import Call, Chunk, Finished, Stretch, short
+from plait.outcome import Call, Chunk, Finished, Stretch
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -184,7 +184,7 @@ class AsyncioLane:
             else:
                 value = await self._await_in_time(awaitable, self._limit.seconds)
         except _TimeIsUp as up:
-            name = f"{self._call.name}({short(item)})"
+            name = self._call.text(item)
             victim = Victim(chunk.first + place, name, chunk.attempt, worker, os.getpid())
             errors[0] = TaskTimeout.of_task(
                 victim, up.limit_s, monotonic() - started, is_abandoned=up.is_abandoned

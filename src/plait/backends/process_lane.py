@@ -26,7 +26,7 @@ from plait.errors import (
     size_text,
 )
 from plait.host import monotonic
-from plait.outcome import Call, Chunk, Finished, Stretch, short
+from plait.outcome import Call, Chunk, Finished, Stretch
 from plait.wire_errors import load_error
 
 if TYPE_CHECKING:
@@ -271,7 +271,7 @@ class ProcessLane:
         chunk, verdict = death.job.chunk, death.verdict
         victim = Victim(
             index=chunk.first + place,
-            item=f"{self.call.name}({short(chunk.items[place])})",
+            item=self.call.text(chunk.items[place]),
             attempt=chunk.attempt,
             worker=death.worker,
             pid=death.pid,

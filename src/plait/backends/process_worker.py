@@ -50,6 +50,7 @@ class Worker:
     watched: int = 0  # the events of the channel that are waited for
     is_ready: bool = False
     is_leaving: bool = False
+    is_stale: bool = False  # leaving, as the user's code has changed
     stopped: tuple[float, int] | None = None  # since when, and by which signal
     verdict: Verdict | None = None  # why we end it
 
@@ -69,6 +70,15 @@ class Worker:
     def can_take(self) -> bool:
         """Whether it may be given new chunks."""
         return not self.is_leaving and self.stopped is None
+
+    @property
+    def takes_a_place(self) -> bool:
+        """Whether it counts among the workers that may work at once.
+
+        One that leaves counts until it has finished what it has; but new code does not wait
+        for old code.
+        """
+        return not self.is_leaving or (bool(self.jobs) and not self.is_stale)
 
     @property
     def failed_to_start(self) -> bool:

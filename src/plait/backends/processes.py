@@ -119,6 +119,7 @@ class ProcessBackend:
         with self._shield(), self.lock:
             if self._code.changed(call.fn):
                 for worker in list(self._workers.values()):
+                    worker.is_stale = True
                     self._let_go(worker)
         return lane
 
@@ -349,14 +350,19 @@ class ProcessBackend:
             if self._broken is None:
                 self._launcher.renew()
                 self._turns.watch(self._launcher, selectors.EVENT_READ, self._hear_launcher)
+        vanished = []  # with the server, before they were ready
         for change in changes:
             worker = self._workers[change.number]
+            if change.status is None and worker.failed_to_start:
+                vanished.append(worker)
             if change.what == "ended":
                 self._bury(worker, change)
             else:
                 is_stopped = change.what == "stopped"
                 worker.stopped = (monotonic(), change.status or 0) if is_stopped else None
                 self._judge_at(monotonic())
+        if vanished:  # all of them are one failure, and not the initializer's
+            self._count_false_start(vanished[0], None)
 
     def _bury(self, worker: Worker, change: Change) -> None:
         """Settle the affairs of a worker that ended."""
@@ -372,7 +378,7 @@ class ProcessBackend:
             self._turns.unwatch(reader)
             reader.close()
         del self._workers[worker.number]
-        if worker.failed_to_start:
+        if worker.failed_to_start and change.status is not None:
             self._count_false_start(worker, change.status)
         was_oom = change.status == -signal.SIGKILL and self._has_oom_struck()
         for job in worker.jobs:
@@ -398,7 +404,8 @@ class ProcessBackend:
 
     def _count_false_start(self, worker: Worker, status: int | None) -> None:
         self._false_starts += 1
-        if self._initializer is None and self._false_starts < MOST_FALSE_STARTS:
+        is_sure = self._initializer is not None and status is not None
+        if not is_sure and self._false_starts < MOST_FALSE_STARTS:
             return
         ending = worker.verdict.text if worker.verdict else death_text(status)
         where = " (in the initializer?)" if self._initializer else ""
@@ -473,7 +480,7 @@ class ProcessBackend:
             elif worker.name != avoided:
                 return worker
         free = [worker for worker in staying if not worker.jobs]
-        if len(staying) < self.max_workers:
+        if sum(worker.takes_a_place for worker in self._workers.values()) < self.max_workers:
             return self._start_worker()
         if free:
             # The one to be avoided. If there are others, one of them will be free.

@@ -22,7 +22,7 @@ from plait.blas import ThreadLimit
 from plait.errors import PoolClosed, TaskTimeout, Victim, WorkerStartError
 from plait.host import monotonic
 from plait.limits import LEAST_RELATIVE_S
-from plait.outcome import Call, Chunk, Finished, Stretch, short
+from plait.outcome import Call, Chunk, Finished, Stretch
 from plait.worker import FLUSH_S, run_apart, run_together
 
 if TYPE_CHECKING:
@@ -55,9 +55,11 @@ class ThreadBackend:
         self.max_workers = max_workers
         self._initializer = initializer
         self._work: SimpleQueue[tuple[ThreadLane, Chunk] | None] = SimpleQueue()
-        self._idle = threading.Semaphore(0)
         self.lock = threading.Lock()  # guards the attributes below, and the seats
         self._seats: list[_Seat] = []
+        # Each chunk in the queue has a thread that will come for it, or is one of these.
+        self._unpromised = 0
+        self._free = 0  # threads that wait for work, and are promised to no chunk
         self._count = 0  # of threads that were ever started
         self._lanes: weakref.WeakSet[ThreadLane] = weakref.WeakSet()
         self._broken: WorkerStartError | None = None
@@ -88,8 +90,12 @@ class ThreadBackend:
     def requeue(self, lane: ThreadLane, chunk: Chunk) -> None:
         """Do the same for a chunk of a lane at work; called with the lock."""
         self._work.put((lane, chunk))
-        if len(self._seats) < self.max_workers and not self._idle.acquire(blocking=False):
+        if self._free:
+            self._free -= 1
+        elif len(self._seats) < self.max_workers:
             self._start_thread()
+        else:
+            self._unpromised += 1
 
     def _start_thread(self) -> None:
         self._count += 1
@@ -113,12 +119,15 @@ class ThreadBackend:
                 seat.chunk, seat.place, seat.started = chunk, 0, math.inf
                 seat.lane = lane
                 lane.run(chunk, seat)
-                with self.lock:
-                    seat.lane = seat.chunk = None
-                    if seat.is_abandoned:
-                        return
+            with self.lock:
+                seat.lane = seat.chunk = None
+                if seat.is_abandoned:
+                    return
+                if self._unpromised:
+                    self._unpromised -= 1
+                else:
+                    self._free += 1
             del job, lane, chunk  # an idle worker keeps no item alive
-            self._idle.release()
         self._work.put(None)  # pass the end on to the next worker
 
     def seats_of(self, lane: ThreadLane) -> list[_Seat]:
@@ -129,7 +138,8 @@ class ThreadBackend:
         """Leave a thread to itself, and start another if there is work; called with the lock."""
         seat.is_abandoned = True
         self._seats.remove(seat)
-        if not self._work.empty():
+        if self._unpromised:
+            self._unpromised -= 1
             self._start_thread()
 
     def _break(self, error: BaseException) -> None:
@@ -257,7 +267,7 @@ class ThreadLane:
         item = chunk.items[place]
         victim = Victim(
             index=chunk.first + place,
-            item=f"{self._call.name}({short(item)})",
+            item=self._call.text(item),
             attempt=chunk.attempt,
             worker=seat.name,
             pid=os.getpid(),
