@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 
@@ -14,7 +15,10 @@ from plait.backends.messages import BOX_BYTES, LAST_WORDS_AT, StatusPage, new_pa
 def ends() -> Iterator[tuple[StatusPage, StatusPage, int]]:
     """Give the parent's and the worker's view of one page, and its file descriptor."""
     fd = new_page_fd()
-    yield StatusPage(fd), StatusPage(fd), fd
+    parent, worker = StatusPage(fd), StatusPage(fd)
+    yield parent, worker, fd
+    parent.close()
+    worker.close()
     os.close(fd)
 
 
@@ -63,8 +67,9 @@ def test_the_worker_looks_after_it_noted(ends: Ends) -> None:
             if key == 0 and not verdicts:
                 verdicts.append(parent.condemn(seen))
 
-    worker._words = Words(worker._words)
+    words, worker._words = worker._words, Words(worker._words)
     assert not worker.begin(1, 1)
+    worker._words = words
     assert verdicts == [False]  # no signal is sent, the worker leaves by itself
     assert parent.running() == (0, 0)
 
@@ -86,11 +91,14 @@ def test_a_cancelled_chunk_is_not_begun(ends: Ends) -> None:
 def test_when_a_task_began_is_known(ends: Ends) -> None:
     parent, worker, _ = ends
     worker.begin(3, 7)
-    running, first = parent.running_since()
+    first = parent.started
     worker.begin(3, 8)
-    _, second = parent.running_since()
-    assert running == (3, 7)
-    assert 0 < first <= second
+    assert parent.running() == (3, 8)
+    assert 0 < first <= parent.started
+    worker.pause_clock()
+    assert parent.started == math.inf
+    worker.restart_clock()
+    assert first <= parent.started < math.inf
 
 
 def test_results_are_kept_as_far_as_there_is_room(ends: Ends) -> None:

@@ -70,6 +70,7 @@ class Options:
             1 s). A process is ended (``finally`` clauses of the task run, if it lets them) and
             replaced, a coroutine cancelled. A thread cannot be ended: its task has failed, and
             it is left to itself and replaced. Tasks behind it in its chunk wait until then.
+            Starting a worker and importing what the function needs do not count.
         timeout: seconds that the whole call may take; then RunTimeout is raised.
         retries: how often a task that failed is tried again.
         retry_on: for which errors: a class, a tuple of classes, or a function of the error.

@@ -53,4 +53,5 @@ class Shield:
             return
         signal.signal(signal.SIGINT, self._handler)
         if self.is_hit:
-            self._handler(signal.SIGINT, self._frame)
+            frame, self._frame = self._frame, None  # it would keep all alive that it knows
+            self._handler(signal.SIGINT, frame)

@@ -154,6 +154,35 @@ def test_a_relative_limit_ends_what_hangs(
     assert error.limit_s == 0.2
 
 
+class SlowToLoad:
+    """A function that needs half a second to arrive in a worker, as one with large imports."""
+
+    def __reduce__(self) -> Any:
+        return load_slowly, ()
+
+    def __call__(self, x: int) -> int:
+        return 2 * x
+
+
+def load_slowly() -> SlowToLoad:
+    time.sleep(0.5)
+    return SlowToLoad()
+
+
+def test_loading_the_function_is_not_the_first_tasks_time(process_way: Way) -> None:
+    given = {"max_workers": 2, "chunksize": 2, **process_way.options}
+    assert plait.map(SlowToLoad(), range(8), task_timeout=0.25, **given) == list(range(0, 16, 2))
+
+
+def test_a_function_that_takes_for_ever_to_load_is_ended_with_its_run(process_way: Way) -> None:
+    class Stuck(SlowToLoad):
+        def __reduce__(self) -> Any:
+            return time.sleep, (600,)
+
+    with pytest.raises(plait.RunTimeout):
+        plait.map(Stuck(), range(8), timeout=0.3, max_workers=2, **process_way.options)
+
+
 @pytest.mark.usefixtures("clean")
 def test_a_task_that_is_ended_can_clean_up(process_way: Way, tmp_path: Path) -> None:
     def task(name: str) -> None:

@@ -24,6 +24,7 @@ from tests.conftest import Way, only, wait_gone
 pytestmark = [pytest.mark.usefixtures("clean"), pytest.mark.timeout(30)]
 
 LIMIT_BYTES = 150_000_000
+TIMEOUT_S = 0.4
 
 
 class Broken(Exception):
@@ -86,7 +87,7 @@ def options(way: Way, fault: str) -> dict[str, Any]:
     """Return the options of a map in which that fault is to be survived."""
     given: dict[str, Any] = {"max_workers": 2, "chunksize": 3, **way.options}
     if fault in ("hangs", "ignores SIGTERM"):
-        given["task_timeout"] = 0.3
+        given["task_timeout"] = TIMEOUT_S
     if fault == "memory":
         given["memory_limit"] = LIMIT_BYTES
     return given
@@ -172,7 +173,7 @@ def check_error(fault: str, stage: str, outcome: plait.Outcome) -> None:
             assert "in commit" in text
     elif fault == "hangs":
         assert isinstance(error, plait.TaskTimeout)
-        assert error.limit_s == 0.3 <= error.after_s
+        assert error.limit_s == TIMEOUT_S <= error.after_s
         assert "in hang" in error.stack
     elif fault == "ignores SIGTERM":
         assert isinstance(error, plait.TaskTimeout)

@@ -267,13 +267,18 @@ class _Worker:
         """Return the function; if it cannot be loaded, one that raises that for each task.
 
         Loading runs the user's imports, so it happens inside the first task: what goes
-        wrong there, a crash too, is then a task's error like any other.
+        wrong there, a crash too, is then a task's error like any other. Only its time is
+        not the task's: a limit would end each worker amid the imports.
         """
         known = self._known[work.key]
         if isinstance(known, Call):
             return known
 
         def load_and_call(*args: Any) -> Any:
+            if isinstance(self._known[work.key], Learn):
+                self._page.pause_clock()
+                self._call(work.key)
+                self._page.restart_clock()
             return self._call(work.key).fn(*args)
 
         return Call(load_and_call, known.style)

@@ -7,6 +7,7 @@ somebody wants them, is plain data, so that reading a message never runs foreign
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import pickle
@@ -14,7 +15,7 @@ import struct
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -229,12 +230,20 @@ class StatusPage:
         self._started: Any = [0.0] * WORDS
         self._box = self._last_words = memoryview(b"")
         self.is_shared = fd >= 0
+        self._closing = ExitStack()
         if self.is_shared:
-            memory = memoryview(mmap.mmap(fd, PAGE_BYTES))
+            memory = memoryview(self._closing.enter_context(mmap.mmap(fd, PAGE_BYTES)))
+            self._closing.callback(memory.release)
             self._words = memory[: WORDS * 8].cast("Q")
             self._started = memory[: WORDS * 8].cast("d")
             self._box = memory[WORDS * 8 : LAST_WORDS_AT]
             self._last_words = memory[LAST_WORDS_AT:]
+            for part in (self._words, self._started, self._box, self._last_words):
+                self._closing.callback(part.release)
+
+    def close(self) -> None:
+        """Give the memory back; nothing can be read after that."""
+        self._closing.close()
 
     # --- The worker's side -------------------------------------------------------------
 
@@ -254,6 +263,14 @@ class StatusPage:
             words[RUNNING] = 0
             return False
         return bool(words[CANCELLED + seq % CANCEL_WORDS] != seq)
+
+    def pause_clock(self) -> None:
+        """Let the time of the noted task not count for now."""
+        self._started[STARTED] = math.inf
+
+    def restart_clock(self) -> None:
+        """Let it count from now on."""
+        self._started[STARTED] = monotonic()
 
     @property
     def is_condemned(self) -> bool:
@@ -282,9 +299,10 @@ class StatusPage:
         word = int(self._words[RUNNING])
         return word >> 32, word & 0xFFFFFFFF
 
-    def running_since(self) -> tuple[tuple[int, int], float]:
-        """Return the same, and when it began."""
-        return self.running(), float(self._started[STARTED])
+    @property
+    def started(self) -> float:
+        """When the worker began what it noted last; infinity while its function is loaded."""
+        return float(self._started[STARTED])
 
     def cancel(self, seq: int) -> None:
         """Tell the worker that a chunk is not wanted any more."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from plait.backends.messages import TOGETHER, StatusPage
 from plait.backends.process_lane import Job, ProcessLane, Verdict
 from plait.backends.voices import OutputReader
-from plait.host import family_rss_bytes
+from plait.host import family_rss_bytes, monotonic
 from plait.limits import LEAST_RELATIVE_S
 
 if TYPE_CHECKING:
@@ -87,26 +87,29 @@ class Worker:
             return not self.is_ready and self.verdict.reason != "cancelled"
         return not self.is_ready and not self.is_leaving
 
-    def running(self) -> tuple[tuple[int, int], float] | None:
-        """Return the running task (seq, place) and since when; None: it has not begun."""
-        if not self.jobs:
-            return None
+    def runs(self, job: Job) -> tuple[int, int] | None:
+        """Return the task (seq, place) of a job that it runs, or None if it is not at that job."""
         if not self.page.is_shared:  # then each result is sent at once
-            job = self.jobs[0]
-            return ((job.seq, job.done), self.heard_at) if self.is_ready else None
-        running, since = self.page.running_since()
-        return (running, since) if running[0] == self.jobs[0].seq else None
+            return (job.seq, job.done) if self.is_ready and job is self.jobs[0] else None
+        running = self.page.running()
+        return running if running[0] == job.seq else None
+
+    @property
+    def running_since(self) -> float:
+        """When it began what it runs, or, if that is not known, now."""
+        since = self.page.started if self.page.is_shared else self.heard_at
+        return since if 0 < since < math.inf else monotonic()
 
     def may_run(self, job: Job) -> bool:
         """Whether a job may be running: a cancelled one that waits behind another never will."""
-        return job is self.jobs[0] or self.page.running()[0] == job.seq
+        return job is self.jobs[0] or self.runs(job) is not None
 
     def guilty_place(self, job: Job) -> int | None:
         """Return the task of a job that it was running when it ended."""
         if not self.page.is_shared:
             return job.done if job is self.jobs[0] else None
-        seq, place = self.page.running()
-        return place if job.seq == seq and job.done <= place != TOGETHER else None
+        _, place = self.runs(job) or (0, TOGETHER)
+        return place if job.done <= place != TOGETHER else None
 
     def has_grown(self, pid: int, lane: ProcessLane) -> bool:
         """Whether it has so much memory between two chunks that it is better replaced."""
@@ -144,10 +147,10 @@ class Worker:
             return None, math.inf
         if limit.seconds is None:  # the median is not known yet
             return None, now + LEAST_RELATIVE_S
-        running = self.running()
-        if running is None:  # it is starting, or has not come to this chunk yet
+        task = self.runs(self.jobs[0])
+        since = self.page.started if self.page.is_shared else self.heard_at
+        if task is None or since == math.inf:  # it is starting, or loads the function
             return None, now + limit.seconds
-        task, since = running
         if now < since + limit.seconds:
             return None, since + limit.seconds
         return Verdict("time", task, limit.seconds, now - since), now + limit.seconds
@@ -157,6 +160,7 @@ class Worker:
         if limit is None:
             return None, math.inf
         rss_bytes = family_rss_bytes(pid)
-        if rss_bytes <= limit or (self.is_ready and self.running() is None):
+        task = self.runs(self.jobs[0])
+        if rss_bytes <= limit or (self.is_ready and task is None):
             return None, now + MEASURE_S
-        return Verdict("memory", self.page.running(), limit, rss_bytes), now + MEASURE_S
+        return Verdict("memory", task or (0, 0), limit, rss_bytes), now + MEASURE_S

@@ -206,9 +206,9 @@ class ProcessBackend:
 
     def _end_job(self, worker: Worker, job: Job) -> None:
         """End a worker if it runs this job."""
-        running = worker.running()
-        if running is not None and running[0][0] == job.seq:
-            self._condemn(worker, Verdict("cancelled", running[0]))
+        task = worker.runs(job)
+        if task is not None:
+            self._condemn(worker, Verdict("cancelled", task))
 
     def _jobs_of(self, lane: ProcessLane) -> list[tuple[Worker, Job]]:
         workers = self._workers.values()
@@ -241,8 +241,10 @@ class ProcessBackend:
     def _close_files(self) -> None:
         for worker in self._workers.values():
             worker.channel.close()
+            worker.page.close()
             for reader in worker.outputs:
                 reader.close()
+        self._workers.clear()
         self._turns.close()
 
     # --- Workers ---------------------------------------------------------------------
@@ -388,7 +390,7 @@ class ProcessBackend:
                 worker.name,
                 self._pid(worker),
                 change.status,
-                worker.page.running_since()[1] or monotonic(),
+                worker.running_since,
                 worker.verdict,
                 change.peak_bytes,
                 worker.page.last_words(),
@@ -396,6 +398,7 @@ class ProcessBackend:
             )
             self._deliver(job, death)
         self._launcher.pids.pop(worker.number, None)
+        worker.page.close()
         self._dispatch()
 
     def _has_oom_struck(self) -> bool:
