@@ -6,10 +6,13 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from plait.outcome import Finished
+from plait.errors import TaskTimeout, Victim
+from plait.outcome import Finished, Stretch
 
-__all__ = ["Limits", "TimeLimit"]
+if TYPE_CHECKING:
+    from plait.outcome import Call, Chunk, Times
+
+__all__ = ["Limits", "TimeLimit", "leave_to_itself"]
 
 LEAST_RELATIVE_S = 1.0
 """A limit that follows the median is never below this: a busy machine is no hanging task."""
@@ -62,3 +65,14 @@ class Limits:
     def are_set(self) -> bool:
         """Whether there is anything to watch."""
         return self.time.is_set or self.memory_bytes is not None
+
+
+def leave_to_itself(
+    call: Call, chunk: Chunk, place: int, worker: str, pid: int, limit_s: float, times: Times
+) -> Finished:
+    """Return the outcome of a task of a thread that is over its time, and cannot be ended."""
+    index = chunk.first + place
+    victim = Victim(index, call.text(chunk.items[place]), chunk.attempt, worker, pid)
+    error = TaskTimeout.of_task(victim, limit_s, times[1], is_abandoned=True)
+    stretch = Stretch([None], {0: error}, [times])
+    return Finished.of(chunk.part(place, place + 1), 0, stretch, worker, pid)

@@ -15,9 +15,9 @@ from typing import Any
 
 from plait.backends.serial import CATCH
 from plait.chunks import TINY_S
-from plait.errors import TaskTimeout, Victim
 from plait.host import ThreadClock, monotonic, read_thread_clock, thread_cpu_s
-from plait.outcome import Call, Chunk, Finished, Stretch
+from plait.limits import leave_to_itself
+from plait.outcome import Call, Chunk, Finished
 from plait.plan import Sample
 from plait.worker import run_apart, run_together
 
@@ -101,16 +101,9 @@ class Probe:
         cpu_s = thread_cpu_s(thread)
         self._note(ThreadClock(0, 0, 0), ThreadClock(after_s, cpu_s, 0), 1)
         self._spent_s = BUDGET_S
-        victim = Victim(
-            index=chunk.first,
-            item=self._call.text(chunk.items[0]),
-            attempt=1,
-            worker="main",
-            pid=os.getpid(),
+        return leave_to_itself(
+            self._call, chunk, 0, "main", os.getpid(), limit_s, (started, after_s)
         )
-        error = TaskTimeout.of_task(victim, limit_s, after_s, is_abandoned=True)
-        stretch = Stretch([None], {0: error}, [(started, after_s)])
-        return Finished.of(chunk, 0, stretch, worker="main", pid=os.getpid())
 
     def _run(self, chunk: Chunk) -> Finished:
         if self._mean_s is not None and self._mean_s < TINY_S:

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING
 from plait.backends.contract import Setting, Traits
 from plait.backends.inbox import Inbox
 from plait.blas import ThreadLimit
-from plait.errors import PoolClosed, TaskTimeout, Victim, WorkerStartError
+from plait.errors import PoolClosed, WorkerStartError
 from plait.host import monotonic
-from plait.limits import LEAST_RELATIVE_S
-from plait.outcome import Call, Chunk, Finished, Stretch
+from plait.limits import LEAST_RELATIVE_S, leave_to_itself
+from plait.outcome import Call, Chunk, Finished
 from plait.worker import FLUSH_S, run_apart, run_together
 
 if TYPE_CHECKING:
@@ -264,18 +264,10 @@ class ThreadLane:
         """Deliver the error of a seat's running task; return the tasks after it."""
         chunk, place = seat.chunk, seat.place
         assert chunk is not None
-        item = chunk.items[place]
-        victim = Victim(
-            index=chunk.first + place,
-            item=self._call.text(item),
-            attempt=chunk.attempt,
-            worker=seat.name,
-            pid=os.getpid(),
+        times = (seat.started, after_s)
+        self.inbox.put(
+            leave_to_itself(self._call, chunk, place, seat.name, os.getpid(), limit_s, times)
         )
-        error = TaskTimeout.of_task(victim, limit_s, after_s, is_abandoned=True)
-        stretch = Stretch([None], {0: error}, [(seat.started, after_s)])
-        failed = chunk.part(place, place + 1)
-        self.inbox.put(Finished.of(failed, 0, stretch, seat.name, os.getpid()))
         return chunk.part(place + 1)
 
     def wake(self) -> None:
