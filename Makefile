@@ -4,6 +4,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+PYFLAGS ?=
 SECONDS ?= 300
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -14,7 +15,7 @@ demo: $(READY)
 	$(BIN)/python examples/standard_library.py
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python $(PYFLAGS) -m pytest
 
 lint: $(READY)
 	$(BIN)/ruff check .

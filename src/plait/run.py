@@ -144,10 +144,10 @@ class Run:
         """
         self._is_stopped = True
         self._feeds = False
+        self._bell.put(None)
         self._wake()
 
     def _wake(self) -> None:
-        self._bell.put(None)
         if self._lane is not None:
             self._lane.wake()
         self._input.wake()
@@ -262,21 +262,18 @@ class Run:
             is_full = self._feed(lane, sizer, plan.max_workers)
             if self._is_stopped:
                 yield from self._settle(self._retries.give_up())
+            if not (lane.pending or self._feeds or self._retries):
+                return
+            self._check_time()
             if lane.pending:
                 batch = lane.wait_outcomes(self._patience() if is_full else 0.0)
+                for finished in batch:
+                    sizer.learn(len(finished.values), finished.seconds)
+                yield from self._settle(batch)
             elif self._feeds and not self._is_held_up:
                 self._input.wait(self._patience())
-                self._check_time()
-                continue
-            elif self._retries:
-                self._await_next_try()
-                continue
             else:
-                return
-            for finished in batch:
-                sizer.learn(len(finished.values), finished.seconds)
-            yield from self._settle(batch)
-            self._check_time()
+                self._await_next_try()
 
     def _settle(self, batch: list[Finished]) -> list[Finished]:
         """Record what is final; all of it, before the reader may leave at the first."""
@@ -297,7 +294,6 @@ class Run:
     def _await_next_try(self) -> None:
         with suppress(Empty):
             self._bell.get(timeout=self._patience())
-        self._check_time()
 
     def _check_time(self) -> None:
         if monotonic() >= self._deadline:

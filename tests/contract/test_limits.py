@@ -112,6 +112,14 @@ def test_an_input_that_hangs_does_not_hold_up_the_limit(name: str, gate: threadi
     gate.set()
 
 
+def test_a_call_that_is_complete_is_not_late(way: Way) -> None:
+    """The reader takes its time, and the limit passes; but nothing is left to be done."""
+    run = plait.run(way.fn(double), range(3), timeout=0.3, chunksize=3, **way.options)
+    first = next(run)
+    time.sleep(0.35)
+    assert sorted([first.value, *(outcome.value for outcome in run)]) == [0, 2, 4]
+
+
 def test_limits_that_are_not_reached_change_nothing(way: Way) -> None:
     given = {"task_timeout": 60, "timeout": 60, **way.options}
     assert plait.map(way.fn(double), range(3000), **given) == [2 * x for x in range(3000)]
