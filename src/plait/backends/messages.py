@@ -70,6 +70,7 @@ class Context(NamedTuple):
     sys_path: list[str]
     levels: Levels | None
     filters: bytes  # of warnings, pickled: their classes may be the user's
+    dont_write_bytecode: bool
 
     @classmethod
     def here(cls) -> Context:
@@ -78,11 +79,13 @@ class Context(NamedTuple):
             cwd = os.getcwd()  # noqa: PTH109  text, to compare and to send
         except OSError:  # it was deleted
             cwd = None
-        return cls(cwd, list(sys.path), Levels.here(), _pickle_filters(tuple(warnings.filters)))
+        filters = _pickle_filters(tuple(warnings.filters))
+        return cls(cwd, list(sys.path), Levels.here(), filters, sys.dont_write_bytecode)
 
     def adopt(self) -> None:
         """Make folder, path and filters this process's; the levels are for child_voice.py."""
         sys.path[:] = self.sys_path
+        sys.dont_write_bytecode = self.dont_write_bytecode
         if self.cwd is not None:
             os.chdir(self.cwd)
         if self.filters == _pickle_filters(tuple(warnings.filters)):
