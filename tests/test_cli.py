@@ -7,9 +7,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
@@ -669,3 +671,23 @@ def test_progress_on_request(here: Path) -> None:
     done = plait_map(here, "tasks:square", "--range", "1", "3", "--progress")
     assert "3/3" in done.stderr
     assert [result["value"] for result in lines(done.stdout)] == [1, 4, 9]
+
+
+def test_a_signal_that_does_not_interrupt_a_wait_is_heard() -> None:
+    """It came just before the wait, or, as here, to another thread: C has it, Python not yet."""
+    from plait.cli import _hearing_signals
+
+    woken: SimpleQueue[None] = SimpleQueue()
+    heard: list[int] = []
+    before = signal.signal(signal.SIGUSR1, lambda signum, _: heard.append(signum))
+    try:
+        with _hearing_signals(lambda: woken.put(None)):
+            kill = threading.Thread(
+                target=lambda: signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
+            )
+            kill.start()
+            woken.get(timeout=20)
+            kill.join()
+        assert heard == [signal.SIGUSR1]
+    finally:
+        signal.signal(signal.SIGUSR1, before)

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from functools import partial
@@ -33,6 +35,8 @@ __all__ = ["app", "main"]
 FAILED, USAGE, INTERRUPTED = 1, 2, 128 + signal.SIGINT
 CLOSED_PIPE = 128 + 13  # what a shell shows for a program that SIGPIPE ended
 SHOW_CURSOR = "\x1b[?25h"  # a progress bar hides it
+
+END = b"\0"  # no signal has this number
 
 ON_ERROR = ("return", "raise")  # "finish" is "return" here: each line is an outcome
 
@@ -245,7 +249,7 @@ class _Mapping:
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # nohup ignores it
             signal.signal(signal.SIGINT, self._interrupt)
         try:
-            with self._run:
+            with _hearing_signals(self._run.wake), self._run:
                 for outcome in self._run:
                     self._print(outcome)
         except (UsageError, PlaitError):
@@ -280,6 +284,35 @@ class _Mapping:
         if self.report.errors:
             rest = "; nothing was started after the first error" if self._stops_at_error else ""
             _say(f"plait: {self.report.errors} of {self.report.tasks} tasks failed{rest}")
+
+
+@contextmanager
+def _hearing_signals(wake: Callable[[], None]) -> Iterator[None]:
+    """Have no signal wait for its handler longer than it must.
+
+    One that arrives between Python's last look for signals and the system call in which the
+    main thread goes to sleep is handled when that wakes up, which may be never. What C
+    writes to the wakeup file then is seen by a thread, which wakes the main thread.
+    """
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+
+    def listen() -> None:
+        while reader.recv(1) != END:
+            wake()
+
+    thread = threading.Thread(target=listen, name="plait-signals", daemon=True)
+    thread.start()
+    before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        writer.setblocking(True)
+        writer.send(END)
+        thread.join()
+        reader.close()
+        writer.close()
 
 
 def _is_number(text: str) -> bool:

@@ -145,9 +145,10 @@ class Run:
         self._is_stopped = True
         self._feeds = False
         self._bell.put(None)
-        self._wake()
+        self.wake()
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Have the thread that waits for outcomes look around; may be called from anywhere."""
         if self._lane is not None:
             self._lane.wake()
         self._input.wake()
@@ -227,7 +228,7 @@ class Run:
             return DirectInput(self._items)
         if self._options.backend == "serial" and self._options.timeout is None:  # the plain loop
             return DirectInput(self._items, one_by_one=True)
-        return ThreadedInput(self._items, self._wake)
+        return ThreadedInput(self._items, self.wake)
 
     def _open(self, stack: ExitStack) -> Lane:
         assert self.plan is not None
