@@ -26,6 +26,7 @@ types: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/dispatch.py
+	$(BIN)/python benchmarks/faults.py
 
 soak: $(READY)
 	$(BIN)/python -m tests.soak --seconds $(SECONDS)
