@@ -23,7 +23,7 @@ from plait.backends import Lane, Setting, open_backend
 from plait.chunks import BRIEF_S
 from plait.errors import OptionError, PlaitError, PoolClosed
 from plait.host import cpu_count, monotonic
-from plait.limits import Limits, TimeLimit
+from plait.limits import Limits
 from plait.options import Options
 from plait.outcome import Call, Chunk, Finished
 from plait.plan import Facts, choose
@@ -71,7 +71,6 @@ class Executor(concurrent.futures.Executor):
         task_timeout: float | str | None = None,
         memory_limit: int | str | None = None,
     ) -> None:
-        self._limits_given = {"task_timeout": task_timeout, "memory_limit": memory_limit}
         self._options = Options.of(
             {
                 "backend": backend,
@@ -80,7 +79,8 @@ class Executor(concurrent.futures.Executor):
                 "initargs": initargs,
                 "start_method": start_method,
                 "max_tasks_per_child": max_tasks_per_child,
-                **self._limits_given,
+                "task_timeout": task_timeout,
+                "memory_limit": memory_limit,
             }
         )
         if self._options.backend == "auto":
@@ -88,8 +88,7 @@ class Executor(concurrent.futures.Executor):
             raise OptionError("backend", "auto", allowed)
         plan = choose(self._options, Facts(cpu_count()))
         self._backend = open_backend(plan.backend, plan.max_workers, self._options)
-        limits = Limits(TimeLimit(task_timeout), self._options.memory_bytes)
-        self._setting = Setting(limits)
+        self._setting = Setting(Limits.of(self._options))
         self._changed = threading.Condition()  # guards everything below
         self._lane: Lane | None = None
         self._waiting: deque[tuple[Future[Any], Any]] = deque()
@@ -225,8 +224,13 @@ class Executor(concurrent.futures.Executor):
                 ``next()`` raises TimeoutError.
             chunksize: tasks sent together.
         """
-        given = {"backend": self._options.backend, "chunksize": chunksize}
-        options = check(fn, {**given, **self._limits_given})
+        given = {
+            "backend": self._options.backend,
+            "chunksize": chunksize,
+            "task_timeout": self._options.task_timeout,
+            "memory_limit": self._options.memory_limit,
+        }
+        options = check(fn, given)
         items = list(zip(*iterables, strict=False))
         call = Call(fn, "star")
         made = prepare(call, (items,), options.with_order(ordered=True), backend=self._backend)

@@ -19,6 +19,7 @@ __all__ = [
     "ThreadClock",
     "child_pids",
     "cpu_count",
+    "family_pids",
     "family_rss_bytes",
     "monotonic",
     "oom_kills",
@@ -164,6 +165,14 @@ def child_pids(pid: int) -> list[int]:
     return found
 
 
+def family_pids(pid: int) -> list[int]:
+    """Return a process and all that descends from it now, as far as it can be known."""
+    family = [pid]
+    for member in family:  # it grows meanwhile
+        family += child_pids(member)
+    return family
+
+
 def process_groups(pid: int) -> tuple[int, ...]:
     """Return the process group and the session of a process; nothing if it is gone."""
     with suppress(OSError):
@@ -188,10 +197,8 @@ def family_rss_bytes(pid: int) -> int:
     """
     if sys.platform != "linux":  # untested
         return _family_rss_bytes_anywhere(pid)
-    family = [pid]
     rss_bytes = 0
-    for member in family:  # it grows meanwhile
-        family += child_pids(member)
+    for member in family_pids(pid):
         with suppress(OSError):
             rss_bytes += int(_read(f"/proc/{member}/statm").split()[1]) * _PAGE_BYTES
     return rss_bytes

@@ -10,6 +10,7 @@ from plait.errors import TaskTimeout, Victim
 from plait.outcome import Finished, Stretch
 
 if TYPE_CHECKING:
+    from plait.options import Options
     from plait.outcome import Call, Chunk, Times
 
 __all__ = ["Limits", "TimeLimit", "leave_to_itself"]
@@ -60,6 +61,11 @@ class Limits:
 
     time: TimeLimit = field(default_factory=TimeLimit)
     memory_bytes: int | None = None
+
+    @classmethod
+    def of(cls, options: Options) -> Limits:
+        """Return those that the options ask for."""
+        return cls(TimeLimit(options.task_timeout), options.memory_bytes)
 
     @property
     def are_set(self) -> bool:

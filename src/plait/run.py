@@ -23,7 +23,7 @@ from plait.chunks import ChunkSizer
 from plait.errors import RunTimeout, TaskError
 from plait.host import monotonic
 from plait.inputs import READ_S, DirectInput, Input, ThreadedInput
-from plait.limits import Limits, TimeLimit
+from plait.limits import Limits
 from plait.outcome import Call, Chunk, Finished, Outcome
 from plait.plan import Plan, Sample
 from plait.probe import Probe
@@ -89,8 +89,7 @@ class Run:
         self._depth = 1  # chunks that a worker may have at once
         self._feeds = True  # false once the input ended, an error stopped it, or it was cancelled
         self._is_stopped = False  # by an error, or by who called stop(): nothing new starts
-        limits = Limits(TimeLimit(options.task_timeout), options.memory_bytes)
-        self._setting = Setting(limits, options.prefix_output)
+        self._setting = Setting(Limits.of(options), options.prefix_output)
         self._retries = Retries(RetryPolicy(options), random.random)
         self._bell: SimpleQueue[None] = SimpleQueue()  # rung to end a wait for the next try
         self._deadline = math.inf

@@ -178,14 +178,18 @@ class _Worker:
         seq, place = self._page.running()
         return self._first + place if seq and place != TOGETHER else None
 
-    def _leave_if_not_wanted(self) -> None:
-        """End here if the parent wants no more, or if this is a copy that a task forked.
+    def _leave_if_copy(self) -> None:
+        """End here if this is a copy that a task forked.
 
         A task that forks returns twice. The copy has the channel and the status page of
         its parent in hand, and must not touch them.
         """
         if os.getpid() != self._pid:
             _leave(0)
+
+    def _leave_if_not_wanted(self) -> None:
+        """End here if the parent wants no more, or if this is a copy that a task forked."""
+        self._leave_if_copy()
         if self._page.is_condemned:
             raise _Condemned
 
@@ -207,16 +211,19 @@ class _Worker:
         self._sent_at = monotonic()
         self._first = work.first
         # What a task sets in its context is not seen by other chunks.
-        copy_context().run(self._work_together if work.together else self._work_apart, work)
+        copy_context().run(self._run, work)
         mend_streams()
 
-    def _set_variables(self, work: Work) -> None:
-        """Let the tasks see the context variables of who asked for them."""
+    def _run(self, work: Work) -> None:
+        """Run a chunk; its tasks see the context variables of who asked for them."""
         for variable, value in self._variables.get(work.key, ()):
             variable.set(value)
+        if work.together:
+            self._work_together(work)
+        else:
+            self._work_apart(work)
 
     def _work_together(self, work: Work) -> None:
-        self._set_variables(work)
         if not self._begin(work.seq, TOGETHER):
             self._report(work.seq, Stretch([], {}, []))
             return
@@ -234,8 +241,7 @@ class _Worker:
 
     def _begin(self, seq: int, place: int) -> bool:
         """Note what is run next; False if it is not wanted."""
-        if os.getpid() != self._pid:
-            _leave(0)
+        self._leave_if_copy()
         is_wanted = self._page.begin(seq, place)
         if not is_wanted and not self._page.running()[0]:
             raise _Condemned
@@ -245,7 +251,6 @@ class _Worker:
         def begin(place: int) -> bool:
             return self._begin(work.seq, place)
 
-        self._set_variables(work)
         place = 0
         flush_s = FLUSH_S if self._page.is_shared else 0.0
         for stretch in run_apart(
@@ -297,8 +302,7 @@ class _Worker:
         Each message wakes the parent, which costs more than a task of a millisecond is
         worth: so a chunk that is over soon sends one.
         """
-        if os.getpid() != self._pid:
-            _leave(0)
+        self._leave_if_copy()
         values, errors, times, is_last, _ = stretch
         packed = {offset: pack_error(error) for offset, error in errors.items()}
         results = Results(seq, place, values, is_plain, packed, times, is_last, 0.0, unread)

@@ -72,6 +72,11 @@ class Worker:
         return not self.is_leaving and self.stopped is None
 
     @property
+    def is_free(self) -> bool:
+        """Whether it could begin a chunk at once."""
+        return self.can_take and not self.jobs
+
+    @property
     def takes_a_place(self) -> bool:
         """Whether it counts among the workers that may work at once.
 

@@ -472,17 +472,14 @@ class ProcessBackend:
         tasks = len(job.chunk.items)
         avoided = job.chunk.earlier[-1].worker if job.chunk.earlier else None
         for worker in list(self._workers.values()):
-            if worker.tasks and worker.tasks + tasks > self.most_tasks:
+            is_spent = worker.tasks > 0 and worker.tasks + tasks > self.most_tasks
+            if is_spent or (worker.is_free and worker.has_grown(self._pid(worker), job.lane)):
                 self._let_go(worker)
         staying = [worker for worker in self._workers.values() if worker.can_take]
-        free = [worker for worker in staying if not worker.jobs]
+        free = [worker for worker in staying if worker.is_free]
         for worker in free:
-            if worker.has_grown(self._pid(worker), job.lane):  # while it was idle
-                self._let_go(worker)
-                staying.remove(worker)
-            elif worker.name != avoided:
+            if worker.name != avoided:
                 return worker
-        free = [worker for worker in staying if not worker.jobs]
         if sum(worker.takes_a_place for worker in self._workers.values()) < self.max_workers:
             return self._start_worker()
         if free:

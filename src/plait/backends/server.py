@@ -32,7 +32,14 @@ from dataclasses import dataclass
 from typing import NamedTuple, NoReturn
 
 from plait.backends import child_main
-from plait.host import child_pids, monotonic, process_groups, python_command, worker_mark
+from plait.host import (
+    child_pids,
+    family_pids,
+    monotonic,
+    process_groups,
+    python_command,
+    worker_mark,
+)
 
 __all__ = ["MOST_FDS", "Order", "main", "receive_order", "send_order"]
 
@@ -139,7 +146,7 @@ class _Server:
                 continue
             if worker.kill_at <= now:
                 worker.kill_at = None
-                _signal(pid, signal.SIGKILL)
+                _kill_family(pid)
             else:
                 left = min(left or worker.kill_at - now, worker.kill_at - now)
         return left
@@ -151,7 +158,7 @@ class _Server:
         with suppress(ChildProcessError):
             while True:
                 for pid in {*self._workers, *child_pids(self._pid)}:
-                    _signal_family(pid)
+                    _kill_family(pid)
                 os.wait()  # its children, if it leaves any, are ours now
         os._exit(0)
 
@@ -188,7 +195,7 @@ class _Server:
         control.close()
         for pid, worker in self._workers.items():
             if worker.control is control:
-                _signal(pid, signal.SIGKILL)
+                _kill_family(pid)
 
     def _start(self, control: socket.socket, order: Order, fds: list[int]) -> None:
         try:
@@ -268,7 +275,7 @@ class _Server:
             known |= orphans
             for orphan in orphans:
                 if not self._is_of_a_living_worker(orphan):
-                    _signal_family(orphan)
+                    _kill_family(orphan)
 
     def _is_of_a_living_worker(self, pid: int) -> bool:
         return any(owner in self._workers for owner in (*process_groups(pid), worker_mark(pid)))
@@ -290,22 +297,15 @@ def _become_interpreter(fds: list[int]) -> NoReturn:
 
 
 def _signal(pid: int, signum: signal.Signals) -> None:
-    """Signal a worker and, to end it, what it started; it was not reaped: the pid is its own."""
-    if signum == signal.SIGKILL:
-        _signal_family(pid)
-    else:
-        with suppress(ProcessLookupError, PermissionError):
-            os.kill(pid, signum)
+    """Signal a worker; it was not reaped, so the pid is its own."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, signum)
 
 
-def _signal_family(pid: int) -> None:
+def _kill_family(pid: int) -> None:
     """Kill a process, its group, and all that descends from it now."""
-    family = [pid]
-    for member in family:  # it grows meanwhile
-        family += child_pids(member)
-    for member in family:
-        with suppress(ProcessLookupError, PermissionError):
-            os.kill(member, signal.SIGKILL)
+    for member in family_pids(pid):
+        _signal(member, signal.SIGKILL)
     with suppress(ProcessLookupError, PermissionError):
         if os.getpgid(pid) == pid:
             os.killpg(pid, signal.SIGKILL)
