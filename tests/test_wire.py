@@ -11,7 +11,7 @@ import pytest
 
 import plait
 from plait import wire
-from plait.channel import Channel, Sender, receive_message
+from plait.channel import READ_BYTES, Channel, Receiver, Sender
 
 
 def there_and_back(obj: object) -> Any:
@@ -22,11 +22,11 @@ def test_large_buffers_stay_outside_the_pickle() -> None:
     import numpy as np
 
     array = np.arange(100_000)
-    packed = wire.pack([array, array[:10]])
-    assert len(packed.buffers) == 1  # the small one is inside
-    assert packed.buffers[0].raw().nbytes == array.nbytes
-    assert len(packed.data) < 2000
-    whole, part = wire.load(packed)
+    data, buffers = wire.pack([array, array[:10]])
+    assert len(buffers) == 1  # the small one is inside
+    assert buffers[0].raw().nbytes == array.nbytes
+    assert len(data) < 2000
+    whole, part = wire.load((data, buffers))
     assert (whole == array).all()
     assert (part == array[:10]).all()
 
@@ -43,7 +43,8 @@ def test_plain_values_stand_for_themselves() -> None:
     for value in (1, 2.5, "x", b"y", None, True, 3j):
         assert wire.seal(value) is value
         assert wire.unseal(value) is value
-    assert isinstance(wire.seal([1]), wire.Packed)
+    assert type(wire.seal([1])) is tuple
+    assert type(wire.seal((1, 2))[0]) is bytes  # a tuple of the user's is no exception
     assert wire.unseal(wire.seal([1])) == [1]
 
 
@@ -105,12 +106,48 @@ def test_frames_of_every_size_arrive_whole() -> None:
     received: list[Any] = []
     while len(received) < len(messages):
         select.select([channel], [], [])
-        if (message := channel.receive()) is not None:
-            received.append(message)
+        received += channel.receive()
     sender.join()
     assert received == messages
     channel.close()
     theirs.close()
+
+
+def test_frames_are_cut_wherever_the_buffer_ends() -> None:
+    channel, theirs = pair()
+    sizes = [7, READ_BYTES // 2, READ_BYTES - 100, 3, READ_BYTES, 0, READ_BYTES + 1, 1] * 5
+    messages = [bytes([number]) * size for number, size in enumerate(sizes)]
+    frames = socket.socketpair()
+    for (
+        message
+    ) in messages:  # what one socket got, in pieces of every length, is what another reads
+        Sender(frames[0]).send(wire.pack(bytearray(message)) if len(message) % 2 else message)
+        while data := _read_some(frames[1]):
+            theirs.sendall(data)
+            received = channel.receive()
+            if received:
+                (got,) = received
+                assert (wire.load(got) if type(got) is tuple else got) == message
+                break
+    for sock in (*frames, theirs):
+        sock.close()
+    channel.close()
+
+
+def _read_some(sock: socket.socket) -> bytes:
+    return sock.recv(10_007)
+
+
+def test_several_messages_that_came_together_are_all_received() -> None:
+    ours, theirs = socket.socketpair()
+    for number in range(100):
+        Sender(theirs).send(number)
+    receiver = Receiver(ours)
+    assert [receiver.wait() for _ in range(100)] == list(range(100))
+    theirs.close()
+    with pytest.raises(EOFError):
+        receiver.wait()
+    ours.close()
 
 
 def test_a_channel_never_blocks_and_keeps_what_the_kernel_does_not_take() -> None:
@@ -120,7 +157,7 @@ def test_a_channel_never_blocks_and_keeps_what_the_kernel_does_not_take() -> Non
     is_clogged = channel.is_clogged
     assert is_clogged
     received: list[Any] = []
-    receiver = threading.Thread(target=lambda: received.append(receive_message(theirs)))
+    receiver = threading.Thread(target=lambda: received.append(Receiver(theirs).wait()))
     receiver.start()
     import select
 
@@ -137,7 +174,7 @@ def test_the_end_of_a_channel_is_told_after_what_came_before() -> None:
     channel, theirs = pair()
     Sender(theirs).send("last words")
     theirs.close()
-    assert channel.receive() == "last words"
+    assert channel.receive() == ["last words"]
     with pytest.raises(EOFError):
         channel.receive()
     channel.close()

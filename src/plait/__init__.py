@@ -1,34 +1,33 @@
 """plait: run your function over your items on the right kind of worker, and lose nothing."""
 
-from typing import TYPE_CHECKING
-
-from plait import errors
 from plait.api import imap, map, run, starmap  # noqa: A004  the names Python gave them
-from plait.errors import (
-    MemoryLimitExceeded,
-    NotPicklable,
-    OptionError,
-    PlaitError,
-    PoolClosed,
-    RemoteError,
-    RemoteTraceback,
-    RunTimeout,
-    TaskCancelled,
-    TaskError,
-    TaskTimeout,
-    UnknownOption,
-    WorkerDied,
-    WorkerStartError,
-)
-from plait.options import OptionArgs, Options
-from plait.outcome import Attempt, Outcome
-from plait.plan import Plan
-from plait.report import Report
-from plait.run import Run
 
+TYPE_CHECKING = False  # as in typing, which takes longer to load than all of this
 if TYPE_CHECKING:
+    from plait import errors
     from plait.aio import amap, arun
+    from plait.errors import (
+        MemoryLimitExceeded,
+        NotPicklable,
+        OptionError,
+        PlaitError,
+        PoolClosed,
+        RemoteError,
+        RemoteTraceback,
+        RunTimeout,
+        TaskCancelled,
+        TaskError,
+        TaskTimeout,
+        UnknownOption,
+        WorkerDied,
+        WorkerStartError,
+    )
     from plait.executor import Executor
+    from plait.options import OptionArgs, Options
+    from plait.outcome import Attempt, Outcome
+    from plait.plan import Plan
+    from plait.report import Report
+    from plait.runs import Run
 
 __version__ = "0.1.0"
 
@@ -65,13 +64,47 @@ __all__ = [
     "starmap",
 ]
 
-# What imports asyncio or concurrent.futures waits until somebody asks for it.
-_LATER = {"Executor": "plait.executor", "amap": "plait.aio", "arun": "plait.aio"}
+# Where the other names are: each is imported when somebody asks for it.
+_HOMES = {
+    "Attempt": "outcome",
+    "Executor": "executor",
+    "MemoryLimitExceeded": "errors",
+    "NotPicklable": "errors",
+    "OptionArgs": "options",
+    "OptionError": "errors",
+    "Options": "options",
+    "Outcome": "outcome",
+    "PlaitError": "errors",
+    "Plan": "plan",
+    "PoolClosed": "errors",
+    "RemoteError": "errors",
+    "RemoteTraceback": "errors",
+    "Report": "report",
+    "Run": "runs",
+    "RunTimeout": "errors",
+    "TaskCancelled": "errors",
+    "TaskError": "errors",
+    "TaskTimeout": "errors",
+    "UnknownOption": "errors",
+    "WorkerDied": "errors",
+    "WorkerStartError": "errors",
+    "amap": "aio",
+    "arun": "aio",
+    "errors": "errors",
+}
+
+if not TYPE_CHECKING:  # or type checkers would believe in any name
+
+    def __getattr__(name: str) -> object:
+        if name not in _HOMES:
+            raise AttributeError(f"module 'plait' has no attribute {name!r}")
+        from importlib import import_module
+
+        module = import_module(f"plait.{_HOMES[name]}")
+        # Next time it is found without us.
+        globals()[name] = found = module if name == "errors" else getattr(module, name)
+        return found
 
 
-def __getattr__(name: str) -> object:
-    if name not in _LATER:
-        raise AttributeError(f"module 'plait' has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(_LATER[name]), name)
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -8,8 +8,8 @@ from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
-from plait.api import attach, check, listed, prepare, style_of
 from plait.backends.asyncio_loop import AsyncioBackend
+from plait.calls import attach, check, listed, prepare, style_of
 from plait.choice import is_coroutine
 from plait.outcome import Call, Finished, Outcome
 from plait.plan import MOST_COROUTINES
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from plait.options import OptionArgs, Options
-    from plait.run import Run
+    from plait.runs import Run
 
 __all__ = ["amap", "arun"]
 

@@ -1,39 +1,24 @@
-"""What a user can call. Arguments are checked here, once; what happens is in run.py.
+"""What a user can call; what happens is in calls.py and runs.py, which are loaded when needed.
 
-The same for asyncio programs is in aio.py, and for ``concurrent.futures`` in executor.py.
+``import plait`` loads this module: it imports nothing that takes time. The same for asyncio
+programs is in aio.py, and for ``concurrent.futures`` in executor.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any, TypeVar
+from plait.quick import Start, suits
 
-from plait.choice import is_coroutine
-from plait.errors import OptionError
-from plait.options import OptionArgs, Options
-from plait.outcome import Call
-from plait.run import Run
-
+TYPE_CHECKING = False  # as in typing, which takes longer to load than all of this
 if TYPE_CHECKING:
-    from typing import Unpack
+    from collections.abc import Callable, Iterable, Iterator
+    from typing import Any, TypeVar, Unpack
 
-    from plait.backends import Backend
+    from plait.options import OptionArgs
+    from plait.runs import Run
 
-__all__ = [
-    "attach",
-    "check",
-    "imap",
-    "listed",
-    "map",
-    "prepare",
-    "run",
-    "starmap",
-    "style_of",
-    "values_of",
-]
+    T = TypeVar("T")
 
-T = TypeVar("T")
+__all__ = ["imap", "map", "run", "starmap"]
 
 
 def map(  # noqa: A001  the name that Python gave it
@@ -63,7 +48,7 @@ def map(  # noqa: A001  the name that Python gave it
     >>> plait.map(pow, [2, 3], [5, 2])
     [32, 9]
     """
-    return _map(Call(fn, style_of(iterables)), iterables, options)
+    return _map(fn, "one" if len(iterables) == 1 else "star", iterables, options)
 
 
 def starmap(
@@ -77,7 +62,7 @@ def starmap(
     >>> plait.starmap(pow, [(2, 5), (3, 2)])
     [32, 9]
     """
-    return _map(Call(fn, "star"), (tuples,), options)
+    return _map(fn, "star", (tuples,), options)
 
 
 def imap(
@@ -104,8 +89,9 @@ def imap(
     (0, 1, 4)
     >>> squares.close()
     """
-    checked = check(fn, options).with_order(ordered=True)
-    return values_of(prepare(Call(fn, style_of(iterables)), iterables, checked), checked.on_error)
+    from plait.calls import yield_values
+
+    return yield_values(fn, iterables, options)
 
 
 def run(fn: Callable[..., Any], /, *iterables: Iterable[Any], **options: Unpack[OptionArgs]) -> Run:
@@ -123,127 +109,17 @@ def run(fn: Callable[..., Any], /, *iterables: Iterable[Any], **options: Unpack[
     1 ZeroDivisionError('division by zero')
     2 0.25
     """
-    checked = check(fn, {"on_error": "return", **options}).with_order(ordered=False)
-    return prepare(Call(fn, style_of(iterables)), iterables, checked)
+    from plait.calls import make_run
+
+    return make_run(fn, iterables, options)
 
 
-# --- From arguments to a Run -------------------------------------------------------------
+def _map(fn: Any, style: str, iterables: tuple[Iterable[Any], ...], options: Any) -> list[Any]:
+    start = None
+    if not options and suits(fn, iterables):
+        start = Start(iterables)
+        if start.run(fn, style):
+            return start.values
+    from plait.calls import collect_values
 
-
-def check(fn: object, given: Any) -> Options:
-    """Check the function and the options against each other."""
-    if not callable(fn):
-        raise TypeError(f"plait needs a function to call, not {type(fn).__name__}: {fn!r}")
-    options = Options.of(given)
-    if is_coroutine(fn) and options.backend not in ("auto", "asyncio"):
-        raise OptionError(
-            "backend", options.backend, "'asyncio' or 'auto' for a coroutine function"
-        )
-    if options.backend == "asyncio" and not is_coroutine(fn):
-        allowed = "another one: 'asyncio' is for coroutine functions (async def), and this is none"
-        raise OptionError("backend", options.backend, allowed)
-    return options
-
-
-def prepare(
-    call: Call,
-    iterables: tuple[Iterable[Any], ...],
-    options: Options,
-    *,
-    backend: Backend | None = None,
-    keeps: bool = False,
-) -> Run:
-    """Make a Run over the items, the tuples of items if there are several iterables."""
-    for place, iterable in enumerate(iterables, 1):
-        if not isinstance(iterable, Iterable):
-            raise TypeError(f"the {_nth(place)} input is no iterable but {type(iterable).__name__}")
-    if not iterables:
-        raise TypeError("plait needs at least one iterable of items")
-    items = iterables[0] if len(iterables) == 1 else zip(*iterables, strict=False)
-    return Run(call, items, _total(iterables), options, backend=backend, keeps=keeps)
-
-
-def _total(iterables: tuple[Iterable[Any], ...]) -> int | None:
-    """Return how many items there will be, if all of the iterables know."""
-    try:
-        return min(len(iterable) for iterable in iterables)  # type: ignore[arg-type]
-    except (TypeError, OverflowError):  # it has no length, or one beyond sys.maxsize
-        return None
-
-
-def _nth(place: int) -> str:
-    return {1: "first", 2: "second", 3: "third"}.get(place, f"{place}th")
-
-
-def style_of(iterables: tuple[Iterable[Any], ...]) -> str:
-    """Return how a function is applied to what ``prepare`` makes of these iterables."""
-    return "one" if len(iterables) == 1 else "star"
-
-
-# --- From a Run to values ----------------------------------------------------------------
-
-
-def _map(call: Call, iterables: tuple[Iterable[Any], ...], given: Any) -> list[Any]:
-    options = check(call.fn, given).with_order(ordered=True)
-    made = prepare(call, iterables, options, keeps=True)
-    try:
-        made.collect()
-    except BaseException as error:  # Ctrl-C, too, carries what was finished
-        attach(error, made)
-        raise
-    return listed(made, options)
-
-
-def listed(made: Run, options: Options) -> list[Any]:
-    """Return all values of a finished run, or raise what its errors ask for."""
-    stretches = made.finished()
-    values: list[Any] = []
-    errors: list[BaseException] = []
-    for finished in stretches:
-        place = len(values)
-        values += finished.values
-        if not finished.is_given_up:  # another error ended the run
-            errors += [finished.errors[key] for key in sorted(finished.errors)]
-        if options.on_error == "return":
-            for offset, error in finished.errors.items():
-                values[place + offset] = error
-    if errors and options.on_error == "raise":
-        raise attach(errors[0], made)
-    if errors and options.on_error == "finish":
-        raise attach(_group(errors, made), made)
-    return values
-
-
-def values_of(made: Run, on_error: str) -> Iterator[Any]:
-    """Yield the values of a run one by one, or raise what its errors ask for."""
-    errors: list[BaseException] = []
-    try:
-        for finished in made.stretches():
-            if not finished.errors:
-                yield from finished.values
-            elif on_error == "finish":
-                errors += finished.errors.values()
-                yield from (outcome.value for outcome in finished.outcomes() if outcome.ok)
-            elif on_error == "return":
-                outcomes = finished.outcomes()
-                yield from (out.value if out.ok else out.error for out in outcomes)
-            else:
-                yield from (outcome.unwrap() for outcome in finished.outcomes())
-    except BaseException as error:
-        attach(error, made)
-        raise
-    finally:
-        made.cancel()
-    if errors:
-        raise attach(_group(errors, made), made)
-
-
-def _group(errors: list[BaseException], made: Run) -> BaseException:
-    return BaseExceptionGroup(f"{len(errors)} of {made.report.tasks} tasks failed", errors)
-
-
-def attach(error: BaseException, made: Run) -> BaseException:
-    """Let an exception carry the run that it ends."""
-    with suppress(AttributeError):  # of a class that has no room for attributes
-        error.plait_run = made  # type: ignore[attr-defined]
-    return error
+    return collect_values(fn, style, iterables, options, start)

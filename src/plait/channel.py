@@ -1,7 +1,8 @@
 """Messages between two processes, over a socket.
 
 A frame is a header (the number of buffers, the size of the message), the sizes of the
-buffers, the pickled message, the buffers.
+buffers, the pickled message, the buffers. Messages are plain tuples, see
+backends/messages.py.
 
 A channel is one end of a socket pair that was made before its process existed and was
 handed to it: it has no name and no address, so nobody else can connect to it and there
@@ -15,115 +16,193 @@ import socket
 import struct
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
-from plait.wire import OUT_OF_BAND_BYTES, PROTOCOL, Packed, load
+from plait.spin import Spin
+from plait.wire import OUT_OF_BAND_BYTES, PROTOCOL
 
-__all__ = ["Channel", "Sender", "receive_message"]
+__all__ = ["Channel", "Receiver", "Sender"]
 
 HEADER = struct.Struct("<IQ")  # number of buffers, bytes of the message
 SIZE = struct.Struct("<Q")
 CAN_GATHER = hasattr(socket.socket, "sendmsg")  # not on Windows
 DONT_WAIT = getattr(socket, "MSG_DONTWAIT", 0)
 MOST_PIECES = 512  # of one sendmsg call; the kernel's limit is 1,024
+# What is received at a time: several small frames, so that each does not cost two system calls.
+READ_BYTES = 64 * 1024
 
 
-def _pack_message(message: object) -> Packed:
-    """Pickle one of plait's own messages; the Packed objects in it keep their buffers apart."""
+# --- Sending -----------------------------------------------------------------------------
+
+
+def _frame(message: object) -> list[Any]:
+    """Return the pieces of memory that make up a frame."""
     buffers: list[pickle.PickleBuffer] = []
-    data = pickle.dumps(message, protocol=PROTOCOL, buffer_callback=buffers.append)
-    return Packed(data, tuple(buffers))
+    data = pickle.dumps(message, PROTOCOL, buffer_callback=buffers.append)
+    if not buffers and len(data) < OUT_OF_BAND_BYTES:  # one small piece is cheaper than two
+        return [HEADER.pack(0, len(data)) + data]
+    raw = [buffer.raw() for buffer in buffers]
+    sizes = b"".join(SIZE.pack(buffer.nbytes) for buffer in raw)
+    head = HEADER.pack(len(raw), len(data)) + sizes
+    return [head, data, *(buffer for buffer in raw if buffer.nbytes)]
 
 
-def _pieces(packed: Packed) -> list[memoryview]:
-    data = packed.data
-    buffers = [buffer.raw() for buffer in packed.buffers]
-    head = HEADER.pack(len(buffers), len(data)) + b"".join(
-        SIZE.pack(buffer.nbytes) for buffer in buffers
-    )
-    if len(data) < OUT_OF_BAND_BYTES:  # one small piece is cheaper than two
-        head, data = head + data, b""
-    pieces = [memoryview(head), memoryview(data), *buffers]
-    return [piece for piece in pieces if piece.nbytes]
+class _Outbox:
+    """What is to be sent, and the sending of it."""
 
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self.pieces: deque[Any] = deque()
 
-def _reader() -> Iterator[memoryview | Packed]:
-    """Yield each stretch of memory to be filled next and, after those of a frame, the frame."""
-    while True:
-        header = bytearray(HEADER.size)
-        yield memoryview(header)
-        count, size = HEADER.unpack(header)
-        data = bytearray(size)
-        buffers: tuple[bytearray, ...] = ()
-        if count:
-            sizes = bytearray(SIZE.size * count)
-            yield memoryview(sizes)
-            buffers = tuple(bytearray(n) for (n,) in SIZE.iter_unpack(sizes))
-        for part in (data, *buffers):
-            yield memoryview(part)
-        yield Packed(data, buffers)  # type: ignore[arg-type]  # a bytearray does as well
+    def add(self, message: object) -> None:
+        self.pieces.extend(_frame(message))
 
-
-def _push(sock: socket.socket, pieces: deque[memoryview], flags: int = 0) -> None:
-    """Send what the socket takes, and leave in ``pieces`` what it did not."""
-    if CAN_GATHER:
-        most = min(len(pieces), MOST_PIECES)
-        sent = sock.sendmsg([pieces[i] for i in range(most)], [], flags)
-    else:
-        sent = sock.send(pieces[0])
-    while sent:
-        piece = pieces[0]
-        if sent < piece.nbytes:
-            pieces[0] = piece[sent:]
-            return
-        sent -= piece.nbytes
-        pieces.popleft()
+    def push(self, flags: int = 0) -> None:
+        """Send what the socket takes at once, and keep what it does not."""
+        pieces = self.pieces
+        if len(pieces) == 1 or not CAN_GATHER:
+            sent = self._sock.send(pieces[0], flags)
+        else:
+            most = min(len(pieces), MOST_PIECES)
+            sent = self._sock.sendmsg([pieces[i] for i in range(most)], [], flags)
+        while sent:
+            size = len(pieces[0])
+            if sent < size:
+                pieces[0] = memoryview(pieces[0])[sent:]
+                return
+            sent -= size
+            pieces.popleft()
 
 
 class Sender:
     """Sends a worker's messages through its blocking socket, from any of its threads."""
 
     def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
         self._lock = threading.Lock()  # held while sending
-        self._outgoing: deque[memoryview] = deque()
+        self._outbox = _Outbox(sock)
 
     def send(self, message: object) -> None:
         """Send a message, and all that waits; blocks until the kernel has taken it."""
         with self._lock:
-            self._outgoing.extend(_pieces(_pack_message(message)))
-            while self._outgoing:
-                _push(self._sock, self._outgoing)
+            self._outbox.add(message)
+            while self._outbox.pieces:
+                self._outbox.push()
 
     def send_soon(self, message: object) -> None:
         """Send a message if that goes without waiting, else with the next one.
 
         A task that logs is not to wait for a parent that reads nothing at the moment.
         """
-        self._outgoing.extend(_pieces(_pack_message(message)))
+        self._outbox.add(message)
         if not self._lock.acquire(blocking=False):
             return  # another thread, or this one amid it, is sending, and takes it along
         try:
-            while self._outgoing:
-                _push(self._sock, self._outgoing, DONT_WAIT)
+            while self._outbox.pieces:
+                self._outbox.push(DONT_WAIT)
         except BlockingIOError:
             pass
         finally:
             self._lock.release()
 
 
-def receive_message(sock: socket.socket) -> Any:
-    """Wait for a message from a blocking socket. Raises EOFError at its end."""
-    for target in _reader():
-        if isinstance(target, Packed):
-            return load(target)
-        while target:
-            count = sock.recv_into(target)
-            if not count:
-                raise EOFError
-            target = target[count:]
-    raise AssertionError("a reader never ends")
+# --- Receiving ---------------------------------------------------------------------------
+
+
+class Receiver:
+    """Cuts what arrives at a socket into messages."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._buffer = memoryview(bytearray(READ_BYTES))
+        self._start = self._end = 0  # what is in the buffer and was not taken
+        self._large: Generator[memoryview, None, Any] | None = None  # a frame that is assembled
+        self._target = memoryview(b"")  # what it waits for
+        self._spin = Spin()
+
+    def wait(self) -> Any:
+        """Return the next message from a blocking socket. Raises EOFError at its end."""
+        while (message := self.take()) is None:
+            self._spin.wait(self._look, self._sleep)
+        return message
+
+    def _look(self) -> bool:
+        try:
+            self.read(DONT_WAIT)
+        except BlockingIOError:
+            return False
+        return True
+
+    def _sleep(self) -> bool:
+        self.read()
+        return True
+
+    def read(self, flags: int = 0) -> bool:
+        """Receive once; whether there may be more now.
+
+        Raises EOFError at the end, BlockingIOError if nothing is here.
+        """
+        target = self._target if self._large else self._buffer[self._end :]
+        count = self._sock.recv_into(target, 0, flags)
+        if not count:
+            raise EOFError
+        if self._large:
+            self._target = target[count:]
+        else:
+            self._end += count
+        return count == len(target)
+
+    def take(self) -> Any:
+        """Return a message of those that were received; None if no whole one is here."""
+        if self._large is None:
+            held = self._end - self._start
+            if held < HEADER.size:
+                self._move_to_front(held)
+                return None
+            count, size = HEADER.unpack_from(self._buffer, self._start)
+            start = self._start + HEADER.size
+            if not count and start + size <= self._end:
+                self._start = start + size
+                return pickle.loads(self._buffer[start : self._start])
+            if not count and HEADER.size + size <= READ_BYTES:
+                self._move_to_front(held)
+                return None
+            self._start = start
+            self._large = _assemble(count, size)
+            self._target = next(self._large)
+        return self._fill()
+
+    def _move_to_front(self, held: int) -> None:
+        if self._start:
+            self._buffer[:held] = bytes(self._buffer[self._start : self._end])
+            self._start, self._end = 0, held
+
+    def _fill(self) -> Any:
+        """Give what is here to the frame that is assembled; return its message if it is whole."""
+        assert self._large is not None
+        try:
+            while True:
+                count = min(len(self._target), self._end - self._start)
+                self._target[:count] = self._buffer[self._start : self._start + count]
+                self._start += count
+                self._target = self._target[count:]
+                if self._target:
+                    return None
+                self._target = next(self._large)
+        except StopIteration as end:
+            self._large = None
+            return end.value
+
+
+def _assemble(count: int, size: int) -> Generator[memoryview, None, Any]:
+    """Yield each stretch of memory of a frame that is to be filled, then return its message."""
+    sizes = bytearray(SIZE.size * count)
+    yield memoryview(sizes)
+    data = bytearray(size)
+    buffers = [bytearray(n) for (n,) in SIZE.iter_unpack(sizes)]
+    for part in (data, *buffers):
+        yield memoryview(part)
+    return pickle.loads(data, buffers=buffers)
 
 
 class Channel:
@@ -137,9 +216,8 @@ class Channel:
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         self.sock = sock
-        self._outgoing: deque[memoryview] = deque()
-        self._reader = _reader()
-        self._target = next(self._reader)
+        self._outbox = _Outbox(sock)
+        self._receiver = Receiver(sock)
 
     def fileno(self) -> int:
         """Return the file descriptor to wait on."""
@@ -148,43 +226,42 @@ class Channel:
     @property
     def is_clogged(self) -> bool:
         """Whether something waits to be sent until the kernel has room."""
-        return bool(self._outgoing)
+        return bool(self._outbox.pieces)
 
     def send(self, message: object) -> None:
         """Send a message, as much of it now as goes."""
-        self._outgoing.extend(_pieces(_pack_message(message)))
+        self._outbox.add(message)
         self.flush()
 
     def flush(self) -> None:
         """Send what the kernel takes now. A broken channel swallows it: the death tells."""
         try:
-            while self._outgoing:
-                _push(self.sock, self._outgoing)
+            while self.is_clogged:
+                self._outbox.push()
         except (BlockingIOError, InterruptedError):
             pass
         except OSError:
-            self._outgoing.clear()
+            self._outbox.pieces.clear()
 
-    def receive(self) -> Any:
-        """Return a message, or None if no whole one is here.
+    def receive(self) -> list[Any]:
+        """Return the messages that are here.
 
-        Raises EOFError when no more can come.
+        Raises EOFError when there are none and no more can come.
         """
-        while not isinstance(self._target, Packed):
-            if not self._target.nbytes:
-                self._target = next(self._reader)
-                continue
+        messages: list[Any] = []
+        is_more = True
+        while is_more:
             try:
-                count = self.sock.recv_into(self._target)
+                is_more = self._receiver.read()
             except (BlockingIOError, InterruptedError):
-                return None
-            except OSError as error:
-                raise EOFError from error
-            if not count:
-                raise EOFError
-            self._target = self._target[count:]
-        frame, self._target = self._target, next(self._reader)
-        return load(frame)
+                break
+            except (EOFError, OSError) as error:
+                if not messages:
+                    raise EOFError from error
+                break
+            while (message := self._receiver.take()) is not None:
+                messages.append(message)
+        return messages
 
     def close(self) -> None:
         """Close this end; the other side reads the end of the channel."""

@@ -46,9 +46,8 @@ def is_coroutine(fn: Callable[..., Any]) -> bool:
     """Whether calling ``fn`` gives something to await."""
     while isinstance(fn, partial):
         fn = fn.func
-    return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(
-        getattr(fn, "__call__", None)  # noqa: B004  an object whose __call__ is a coroutine function
-    )
+    # What calling an object does is said by its class (and calling a class, by the class of it).
+    return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(type(fn).__call__)
 
 
 def _why_unpicklable(fn: Callable[..., Any]) -> str | None:

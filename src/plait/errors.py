@@ -7,7 +7,6 @@ option made no sense. Every class can be pickled and carries its facts as attrib
 
 from __future__ import annotations
 
-import signal
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
@@ -306,8 +305,10 @@ def death_text(status: int | None) -> str:
 
 
 def signal_name(number: int) -> str:
+    from signal import Signals  # slow to load, and only needed after a death
+
     try:
-        return signal.Signals(number).name
+        return Signals(number).name
     except ValueError:
         return f"signal {number}"
 

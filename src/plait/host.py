@@ -1,6 +1,6 @@
-"""What this machine lets us use: CPUs, memory, the clock, the time a thread really ran.
+"""What this machine lets us use: CPUs, memory, and of processes what their system tells.
 
-Nobody else in plait asks the machine.
+Nobody else in plait asks the machine, but for the clocks in clocks.py.
 """
 
 from __future__ import annotations
@@ -11,27 +11,24 @@ import sys
 import threading
 import time
 from contextlib import suppress
-from typing import NamedTuple
+
+from plait.clocks import monotonic
 
 __all__ = [
     "WORKER_MARK",
     "QueueClock",
-    "ThreadClock",
     "child_pids",
     "cpu_count",
     "family_pids",
     "family_rss_bytes",
+    "memory_bytes",
     "monotonic",
     "oom_kills",
     "process_groups",
     "python_command",
-    "read_thread_clock",
     "thread_cpu_s",
     "worker_mark",
 ]
-
-monotonic = time.monotonic
-"""The clock of every duration in plait; on Linux the same in all processes."""
 
 _CGROUP = "/sys/fs/cgroup"
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
@@ -97,26 +94,6 @@ def _read_quota(*files: str) -> float:
         return math.inf
 
 
-class ThreadClock(NamedTuple):
-    """Readings of the calling thread, in seconds: wall, on a CPU, waiting for a free CPU."""
-
-    wall: float
-    cpu: float
-    queued: float
-
-
-def read_thread_clock() -> ThreadClock:
-    """Read the clocks of the calling thread.
-
-    The time spent waiting for a CPU is known on Linux only (0 elsewhere). Without it a
-    busy machine would make a computing function look as if it waited for something.
-    """
-    queued = 0.0
-    with suppress(OSError, ValueError, IndexError):
-        queued = int(_read("/proc/thread-self/schedstat").split()[1]) / 1e9
-    return ThreadClock(monotonic(), time.thread_time(), queued)
-
-
 def thread_cpu_s(thread: threading.Thread) -> float:
     """Return the seconds that a living thread was on a CPU; 0 where it cannot be known."""
     if thread.ident is None or not hasattr(time, "pthread_getcpuclockid"):
@@ -124,6 +101,9 @@ def thread_cpu_s(thread: threading.Thread) -> float:
     with suppress(OSError):  # it has just ended
         return time.clock_gettime(time.pthread_getcpuclockid(thread.ident))
     return 0.0
+
+
+READ_EVERY_S = 0.005
 
 
 class QueueClock:
@@ -138,12 +118,18 @@ class QueueClock:
             self._fd = os.open("/proc/thread-self/schedstat", os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             self._fd = -1
-        self._last = 0.0
+        self._last = self._due = 0.0
         self.read_since_last()
 
     def read_since_last(self) -> float:
-        """Return the seconds since the last reading that were spent waiting for a CPU."""
-        last = self._last
+        """Return the seconds since the last reading that were spent waiting for a CPU.
+
+        Who asks again at once gets 0, and what has come together when some time has passed.
+        """
+        now, last = monotonic(), self._last
+        if now < self._due:
+            return 0.0
+        self._due = now + READ_EVERY_S
         with suppress(OSError, ValueError, IndexError):
             self._last = int(os.pread(self._fd, 64, 0).split()[1]) / 1e9
         return self._last - last
@@ -233,6 +219,32 @@ def oom_kills() -> int | None:
             facts = dict(line.split() for line in _read(file).splitlines())
             return int(facts.get("oom_kill", ""))
     return None
+
+
+def memory_bytes() -> int:
+    """Return how much memory this process may use: that of the machine, or of its cgroups."""
+    groups = _own_cgroups()
+    files = [
+        *(f"{folder}/memory.max" for folder in _with_ancestors(_CGROUP, groups.get(""))),
+        *(
+            f"{folder}/memory.limit_in_bytes"
+            for folder in _with_ancestors(f"{_CGROUP}/memory", groups.get("memory"))
+        ),
+    ]
+    limits = [_physical_bytes()]
+    for file in files:
+        with suppress(OSError, ValueError):  # no such file, or "max"
+            limits.append(int(_read(file)))
+    return min(limits)
+
+
+def _physical_bytes() -> int:
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * _PAGE_BYTES
+    except (AttributeError, ValueError, OSError):
+        import psutil
+
+        return int(psutil.virtual_memory().total)
 
 
 def python_command(function: str, *numbers: int) -> list[str]:

@@ -122,8 +122,8 @@ _pools = _Pools()
 def _close_all() -> None:
     """Close the pools, then what they share.
 
-    Exit functions run in the reverse order of their registration: this one, registered as
-    plait is imported, comes after that of executor.py, whose tasks need their workers.
+    Exit functions run in the reverse order of their registration: this one comes
+    after that of executor.py, which imports this module, and whose tasks need their workers.
     """
     _pools.close()
     close_servers()

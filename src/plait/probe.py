@@ -13,12 +13,13 @@ from contextvars import copy_context
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from plait.backends.serial import CATCH
 from plait.chunks import TINY_S
-from plait.host import ThreadClock, monotonic, read_thread_clock, thread_cpu_s
+from plait.clocks import ThreadClock, monotonic, read_thread_clock
+from plait.host import thread_cpu_s
 from plait.limits import leave_to_itself
 from plait.outcome import Call, Chunk, Finished
 from plait.plan import Sample
+from plait.quick import CATCH, Start
 from plait.worker import run_apart, run_together
 
 __all__ = ["Probe"]
@@ -53,6 +54,19 @@ class Probe:
         self._mean_s: float | None = None
         self._size = 1
         self.tasks = 0
+
+    def take_over(self, start: Start) -> Finished:
+        """Count what ran before there was a probe, as if it had been the first step."""
+        (_, cpu, queued), (_, cpu_now, queued_now) = start.before, start.after
+        task_s = sum(seconds for _, seconds in start.times)
+        # The clocks of the thread went on between the tasks, where the input was read.
+        cpu_s = min(cpu_now - cpu, task_s)
+        self._size = len(start.values)
+        self._note((0, 0, 0), (task_s, cpu_s, queued_now - queued), len(start.values))
+        self._first_s = min(self._first_s, start.times[0][1])
+        return Finished(
+            0, start.items, start.values, start.errors, start.times, "main", os.getpid()
+        )
 
     def step(self) -> Finished | None:
         """Run some more of the first tasks; None when enough is known or nothing is left."""
@@ -99,7 +113,7 @@ class Probe:
         """Fail a task that took too long; what it did until now is the whole sample."""
         after_s = monotonic() - started
         cpu_s = thread_cpu_s(thread)
-        self._note(ThreadClock(0, 0, 0), ThreadClock(after_s, cpu_s, 0), 1)
+        self._note((0, 0, 0), (after_s, cpu_s, 0), 1)
         self._spent_s = BUDGET_S
         return leave_to_itself(
             self._call, chunk, 0, "main", os.getpid(), limit_s, (started, after_s)

@@ -6,11 +6,19 @@ a pool that other threads use, it would leave them half written.
 
 from __future__ import annotations
 
-import signal
-import threading
 from collections.abc import Callable
+from signal import SIGINT
+from threading import current_thread, main_thread
 from types import FrameType, TracebackType
 from typing import Any, Self
+
+# Those of ``signal`` turn numbers into enums and back, which costs more than all the rest.
+try:
+    from _signal import getsignal  # type: ignore[import-not-found,unused-ignore]
+    from _signal import signal as set_handler
+except ImportError:
+    from signal import getsignal
+    from signal import signal as set_handler
 
 __all__ = ["Shield"]
 
@@ -30,11 +38,12 @@ class Shield:
         self.is_hit = False
 
     def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
-            handler = signal.getsignal(signal.SIGINT)
-            if callable(handler):  # else it is ignored, or not Python's business
+        if current_thread() is main_thread():
+            handler = getsignal(SIGINT)
+            # Else it is ignored, or not Python's business, or there is a shield already.
+            if callable(handler) and getattr(handler, "__func__", None) is not Shield._hit:
                 self._handler = handler
-                signal.signal(signal.SIGINT, self._hit)
+                set_handler(SIGINT, self._hit)
         return self
 
     def _hit(self, signum: int, frame: FrameType | None) -> None:
@@ -51,7 +60,7 @@ class Shield:
     ) -> None:
         if self._handler is None:
             return
-        signal.signal(signal.SIGINT, self._handler)
+        set_handler(SIGINT, self._handler)
         if self.is_hit:
             frame, self._frame = self._frame, None  # it would keep all alive that it knows
-            self._handler(signal.SIGINT, frame)
+            self._handler(SIGINT, frame)

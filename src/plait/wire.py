@@ -12,23 +12,27 @@ import io
 import pickle
 import types
 from collections import ChainMap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from contextvars import Context, ContextVar
 from functools import lru_cache, partial
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 from plait.errors import NotPicklable
+from plait.segments import SEGMENT_BYTES, Segment, SegmentView
 from plait.variables import reduce_variable
 
 __all__ = [
     "PLAIN",
     "PROTOCOL",
     "Packed",
+    "Place",
+    "lay_down",
     "load",
     "pack",
     "pack_context",
     "seal",
+    "segments_in",
     "unseal",
 ]
 
@@ -37,18 +41,20 @@ OUT_OF_BAND_BYTES = 64 * 1024
 PROTOCOL = 5
 # Types that need no pickle of their own within a message: nothing about them can go wrong.
 PLAIN = frozenset({int, float, complex, bool, str, bytes, type(None)})
+SIZED = frozenset({str, bytes})
+
+Place = Callable[[pickle.PickleBuffer], Segment | None]
+"""Lays a buffer down where the other side can read it; None if it is to stay in the message."""
 
 
-class Packed(NamedTuple):
-    """A pickled object: the pickle, and the large buffers it refers to, in order."""
+Packed = tuple[Any, ...]
+"""A pickled object: the pickle, the large buffers it refers to, in order, and perhaps its bulk.
 
-    data: bytes
-    buffers: tuple[Any, ...] = ()
-
-    @property
-    def nbytes(self) -> int:
-        """The size of it all in bytes."""
-        return len(self.data) + sum(memoryview(buffer).nbytes for buffer in self.buffers)
+Bulk are large bytes, bytearrays and memoryviews, which pickle would copy into the pickle: pairs
+of a type and a buffer. Pickle and buffers may be laid down as segments (segments.py); a pair of
+numbers then says where. A bare tuple, as most messages have some: a class of its own
+would cost more than the rest.
+"""
 
 
 def pack(obj: object, what: str = "object") -> Packed:
@@ -56,15 +62,18 @@ def pack(obj: object, what: str = "object") -> Packed:
 
     Raises NotPicklable, which says which part of the object is to blame.
     """
+    has_bulk = _has_bulk(obj)
     try:
-        packed = _dump(pickle.dumps, obj)
+        packed = _dump_with_bulk(pickle.Pickler, obj) if has_bulk else _dump(pickle.dumps, obj)
     except Exception:  # noqa: BLE001  whatever pickle raises, cloudpickle may do better
         packed = None
     # A name in __main__ means something else on the other side. The bytes are searched
     # because pickle itself does not tell; a false alarm costs time, nothing more.
-    if packed is not None and b"__main__" not in packed.data:
+    if packed is not None and b"__main__" not in packed[0]:
         return packed
     try:
+        if has_bulk:
+            return _dump_with_bulk(_pickler_class(), obj)
         return _dump(_cloudpickle_dumps, obj)
     except Exception as error:
         path, blamed = _find_unpicklable(obj, what)
@@ -81,25 +90,146 @@ def pack_context(context: Context) -> list[Packed]:
     return packed
 
 
-def load(packed: Packed) -> Any:
-    """Unpickle; may raise whatever the object's own class raises."""
-    return pickle.loads(packed.data, buffers=packed.buffers)
+def load(packed: Packed, view: SegmentView | None = None) -> Any:
+    """Unpickle; may raise whatever the object's own class raises.
+
+    ``view`` opens what was laid down as segments.
+    """
+    data, buffers, *bulk = packed
+    if view is not None:
+        if type(data) is tuple:
+            data = view.open(data)
+        if buffers:
+            buffers = [view.open(one) if type(one) is tuple else one for one in buffers]
+        if bulk:
+            bulk = [[(kind, view.open(b) if type(b) is tuple else b) for kind, b in bulk[0]]]
+    if bulk:
+        return _BulkUnpickler(data, buffers, bulk[0]).load()
+    return pickle.loads(data, buffers=buffers)
 
 
-def seal(obj: object, what: str = "object") -> Any:
+def seal(obj: object, what: str = "object", place: Place | None = None) -> Any:
     """Return what stands for an object in a message: itself if it is plain, else a Packed.
 
-    Raises NotPicklable.
+    ``place`` lays large buffers down as segments. Raises NotPicklable.
     """
-    return obj if type(obj) in PLAIN else pack(obj, what)
+    if type(obj) in PLAIN and not _is_long(obj):
+        return obj
+    packed = pack(obj, what)
+    return packed if place is None else lay_down(packed, place)
 
 
-def unseal(sealed: Any) -> Any:
+def _is_long(obj: Any) -> bool:
+    return type(obj) in SIZED and len(obj) >= OUT_OF_BAND_BYTES
+
+
+def unseal(sealed: Any, view: SegmentView | None = None) -> Any:
     """Return the object; may raise whatever the object's own class raises."""
-    return load(sealed) if type(sealed) is Packed else sealed
+    return load(sealed, view) if type(sealed) is tuple else sealed
+
+
+def lay_down(packed: Packed, place: Place) -> Packed:
+    """Have what is large in a Packed laid down, as far as there is room for it."""
+    data, buffers, *bulk = packed
+    if len(data) >= SEGMENT_BYTES:
+        data = place(pickle.PickleBuffer(data)) or data
+    if buffers:
+        buffers = [place(buffer) or buffer for buffer in buffers]
+    if bulk:
+        bulk = [[(kind, place(buffer) or buffer) for kind, buffer in bulk[0]]]
+    return (data, buffers, *bulk)
+
+
+def segments_in(sealed: Any) -> list[Segment]:
+    """Return the segments that a sealed object refers to."""
+    if type(sealed) is not tuple:
+        return []
+    data, buffers, *bulk = sealed
+    pieces = [data, *buffers]
+    if bulk:
+        pieces += [buffer for _, buffer in bulk[0]]
+    return [piece for piece in pieces if type(piece) is tuple]
+
+
+# --- Bulk: bytes and the like, which pickle has no way to leave outside -----------------------
+
+
+def _has_bulk(obj: object, depth: int = 3) -> bool:
+    """Whether there is something large in an object, at a place where it is likely to be."""
+    kind = type(obj)
+    if kind in BULK:
+        return _nbytes(obj) >= OUT_OF_BAND_BYTES
+    if depth and kind in CARRIERS:
+        for part in _likely_parts(obj):
+            if _has_bulk(part, depth - 1):
+                return True
+    return False
+
+
+def _likely_parts(obj: Any) -> Iterable[Any]:
+    if isinstance(obj, types.FunctionType):
+        if obj.__closure__ is None and obj.__defaults__ is None and obj.__module__ != "__main__":
+            return ()
+        return [*(obj.__defaults__ or ()), *(part for _, part in _function_parts(obj, ""))]
+    if isinstance(obj, tuple | list | dict):
+        if len(obj) > MOST_PARTS:
+            return ()
+        return obj.values() if isinstance(obj, dict) else obj
+    return [part for _, part in _parts(obj, "")]
+
+
+def _nbytes(obj: Any) -> int:
+    return int(obj.nbytes) if type(obj) is memoryview else len(obj)
+
+
+def _dump_with_bulk(pickler: type[pickle.Pickler], obj: object) -> Packed:
+    buffers, keep_inside = _buffer_callback()
+    bulk: list[tuple[str, pickle.PickleBuffer]] = []
+
+    class Pickler(pickler):  # type: ignore[valid-type,misc]
+        def persistent_id(self, part: Any) -> int | None:
+            if type(part) not in BULK or _nbytes(part) < OUT_OF_BAND_BYTES:
+                return None
+            if type(part) is memoryview and not part.c_contiguous:
+                part = memoryview(part.tobytes())
+            bulk.append((type(part).__name__, pickle.PickleBuffer(part)))
+            return len(bulk) - 1
+
+    with io.BytesIO() as file:
+        Pickler(file, protocol=PROTOCOL, buffer_callback=keep_inside).dump(obj)
+        return file.getvalue(), buffers, bulk
+
+
+class _BulkUnpickler(pickle.Unpickler):
+    def __init__(self, data: Any, buffers: list[Any], bulk: list[tuple[str, Any]]) -> None:
+        super().__init__(io.BytesIO(data), buffers=buffers)
+        self._bulk = bulk
+
+    def persistent_load(self, place: int) -> Any:
+        kind, buffer = self._bulk[place]
+        return BULK_MAKERS[kind](buffer)
+
+
+BULK_MAKERS: dict[str, Callable[[Any], Any]] = {
+    "bytes": bytes,
+    "bytearray": bytearray,
+    "memoryview": memoryview,
+}
+BULK = frozenset({bytes, bytearray, memoryview})
+MOST_PARTS = 16
+CARRIERS = frozenset({tuple, list, dict, partial, types.FunctionType, types.MethodType})
+
+
+# --- Pickling ----------------------------------------------------------------------------
 
 
 def _dump(dumps: Callable[..., bytes], obj: object) -> Packed:
+    buffers, keep_inside = _buffer_callback()
+    return dumps(obj, protocol=PROTOCOL, buffer_callback=keep_inside), buffers
+
+
+def _buffer_callback() -> tuple[list[pickle.PickleBuffer], Callable[[pickle.PickleBuffer], bool]]:
+    """Return a list for large buffers, and what has a pickler put them there."""
     buffers: list[pickle.PickleBuffer] = []
 
     def keep_inside(buffer: pickle.PickleBuffer) -> bool:
@@ -111,8 +241,7 @@ def _dump(dumps: Callable[..., bytes], obj: object) -> Packed:
             buffers.append(buffer)
         return is_small
 
-    data = dumps(obj, protocol=PROTOCOL, buffer_callback=keep_inside)
-    return Packed(data, tuple(buffers))
+    return buffers, keep_inside
 
 
 def _cloudpickle_dumps(obj: object, **options: Any) -> bytes:

@@ -31,6 +31,7 @@ from plait.backends.server import Order, receive_order, send_order
 from plait.channel import Channel
 from plait.errors import WorkerStartError
 from plait.host import python_command
+from plait.segments import SegmentView
 
 if sys.platform != "win32":
     import fcntl
@@ -59,6 +60,7 @@ class Born(NamedTuple):
 
     channel: Channel
     page: StatusPage
+    view: SegmentView
     outputs: tuple[int, ...]
 
 
@@ -79,8 +81,8 @@ class Launcher(Protocol):
         """Return what to wait on."""
         ...
 
-    def start(self, number: int) -> Born:
-        """Start a worker; its pid is known a little later."""
+    def start(self, number: int, items_fd: int) -> Born:
+        """Start a worker, which reads items from a file; its pid is known a little later."""
         ...
 
     def take_changes(self) -> list[Change]:
@@ -217,21 +219,22 @@ class ServerLauncher:
         """Return what to wait on."""
         return self._control.fileno()
 
-    def start(self, number: int) -> Born:
+    def start(self, number: int, items_fd: int) -> Born:
         """Start a worker; its pid is known a little later."""
         ours, theirs = socket.socketpair()
-        page_fd = new_page_fd()
+        page_fd, results_fd = new_page_fd(), new_file_fd("plait-results")
         (out, their_out), (err, their_err) = _output_pipe(), _output_pipe()
-        given = [page_fd, their_out, their_err]
+        given = [page_fd, items_fd, results_fd, their_out, their_err]
         if self._is_fresh:
             given.append(_file_of(dict(os.environ)))
         order = Order(b"EXEC" if self._is_fresh else b"FORK", number)
         self._alive.add(number)
         with theirs, suppress(BrokenPipeError):  # take_changes() will tell that the server died
             send_order(self._control, order, (theirs.fileno(), *given))
-        born = Born(Channel(ours), StatusPage(page_fd), (out, err))
+        born = Born(Channel(ours), StatusPage(page_fd), SegmentView(results_fd), (out, err))
         for fd in given:
-            os.close(fd)
+            if fd not in (items_fd, results_fd):
+                os.close(fd)
         return born
 
     def take_changes(self) -> list[Change]:
@@ -291,17 +294,19 @@ class ThreadLauncher:
         """Return what to wait on."""
         return self._bell.fileno()
 
-    def start(self, number: int) -> Born:
+    def start(self, number: int, items_fd: int) -> Born:
         """Start a worker; its pid is known a little later."""
         ours, theirs = socket.socketpair()
-        page_fd = new_page_fd()
+        page_fd, results_fd = new_page_fd(), new_file_fd("plait-results")
         page = StatusPage(page_fd)
+        # Copies, as the thread may come to it late; the worker gets them under other numbers.
+        fds = (page_fd, os.dup(items_fd), os.dup(results_fd)) if page_fd >= 0 else ()
         threading.Thread(
-            target=self._watch, args=(number, theirs, page_fd), name="plait-watch", daemon=True
+            target=self._watch, args=(number, theirs, fds), name="plait-watch", daemon=True
         ).start()
-        return Born(Channel(ours), page, ())
+        return Born(Channel(ours), page, SegmentView(results_fd), ())
 
-    def _watch(self, number: int, theirs: socket.socket, page_fd: int) -> None:
+    def _watch(self, number: int, theirs: socket.socket, fds: tuple[int, ...]) -> None:
         """Start the process and wait for its end, in one thread.
 
         The kernel ties a worker's life to the thread that started it (see
@@ -310,7 +315,7 @@ class ThreadLauncher:
         status: int | None = None
         try:
             with theirs:
-                process = self._spawn(theirs, page_fd)
+                process = self._spawn(theirs, fds)
             self._processes[number] = process
             self.pids[number] = process.pid
             status = process.wait()
@@ -321,10 +326,10 @@ class ThreadLauncher:
             with suppress(OSError):  # the pool is closed
                 self._bell_end.send(b"!")
 
-    def _spawn(self, theirs: socket.socket, page_fd: int) -> subprocess.Popen[bytes]:
+    def _spawn(self, theirs: socket.socket, fds: tuple[int, ...]) -> subprocess.Popen[bytes]:
         fd = theirs.fileno()
         main = "plait.backends.child_main.main_spawned"
-        command = python_command(main, fd, page_fd)
+        command = python_command(main, fd, *(fds or (-1, -1, -1)))
         if sys.platform == "win32":  # untested
             process = subprocess.Popen(command, stdin=subprocess.PIPE)
             assert process.stdin is not None
@@ -335,12 +340,12 @@ class ThreadLauncher:
             return subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
-                pass_fds=(fd, page_fd) if page_fd >= 0 else (fd,),
+                pass_fds=(fd, *fds),
                 process_group=0,  # the terminal's Ctrl-C is for the parent only
             )
         finally:
-            if page_fd >= 0:
-                os.close(page_fd)
+            for fd in fds:
+                os.close(fd)
 
     def take_changes(self) -> list[Change]:
         """Return who ended since the last call; does not block."""

@@ -15,7 +15,7 @@ import socket
 import sys
 from contextlib import suppress
 from contextvars import copy_context
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from plait import wire
 from plait.backends.child_voice import Voice, keep_last_words, mend_streams, take_streams
@@ -24,18 +24,27 @@ from plait.backends.messages import (
     Forget,
     Learn,
     Ready,
+    Released,
     Results,
     Setup,
     StartFailed,
     StatusPage,
     Work,
+    decode,
+    encode,
 )
-from plait.channel import Sender, receive_message
+from plait.channel import Receiver, Sender
 from plait.errors import NotPicklable
 from plait.host import WORKER_MARK, QueueClock, monotonic
 from plait.outcome import Call, Stretch
+from plait.segments import SEGMENT_BYTES, SegmentStore, SegmentView
 from plait.wire_errors import pack_error
 from plait.worker import FLUSH_S, enter_worker, run_apart, run_together
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from plait.segments import Segment
 
 # Results are sent at the end of a chunk, and in a longer one this often.
 SEND_S = 0.05
@@ -51,14 +60,14 @@ if sys.platform == "linux":
     LIBC = ctypes.CDLL(None)
 
 
-def main(sock_fd: int, page_fd: int, *output_fds: int) -> None:
+def main(sock_fd: int, page_fd: int, items_fd: int, results_fd: int, *output_fds: int) -> None:
     """Be a worker until the parent closes the channel; does not return."""
     status = 1
     try:
         if output_fds:
             take_streams(*output_fds)
         with _take_socket(sock_fd) as sock:
-            _Worker(sock, page_fd).serve()
+            _Worker(sock, page_fd, items_fd, results_fd).serve()
         status = 0
     except (EOFError, OSError, _Condemned):  # the parent is gone, or wants no more
         status = 0
@@ -115,11 +124,15 @@ class _Condemned(BaseException):
 class _Worker:
     """The state of a worker: its channel and the functions that it knows."""
 
-    def __init__(self, sock: socket.socket, page_fd: int) -> None:
+    def __init__(self, sock: socket.socket, page_fd: int, items_fd: int, results_fd: int) -> None:
         self._pid = os.getpid()
-        self._sock = sock
+        self._receiver = Receiver(sock)
         self._sender = Sender(sock)
         self._page = StatusPage(page_fd)
+        self._view = SegmentView(items_fd)
+        self._results_fd = results_fd
+        self._place: Callable[[pickle.PickleBuffer], Segment | None] | None = None
+        self._unopened: dict[int, list[Segment]] = {}  # of functions that were not loaded yet
         self._voice: Voice
         self._known: dict[int, Learn | Call] = {}
         self._variables: dict[int, list[Any]] = {}  # by key: pairs of a variable and its value
@@ -135,18 +148,26 @@ class _Worker:
             keep_last_words(page_fd, signal.SIGTERM)
 
     def serve(self) -> None:
-        if not self._set_up(receive_message(self._sock)):
+        if not self._set_up(decode(self._receiver.wait())):
             return
         while True:
-            message = receive_message(self._sock)
+            message = decode(self._receiver.wait())
             if isinstance(message, Work):
                 self._work(message)
             elif isinstance(message, Learn):
                 self._known[message.key] = message
+                self._unopened[message.key] = wire.segments_in(message.fn)
             elif isinstance(message, Forget):
-                self._known.pop(message.key, None)
-                self._variables.pop(message.key, None)
+                self._forget(message.key)
             del message  # an idle worker keeps no item alive
+
+    def _forget(self, key: int) -> None:
+        self._known.pop(key, None)
+        self._variables.pop(key, None)
+        for segment in self._unopened.pop(key, ()):
+            self._view.drop(segment)
+        if self._view.released:
+            self._sender.send(encode(Released(self._view.take_released())))
 
     def _end_task(self, signum: int, frame: object) -> None:  # noqa: ARG002
         """Hear SIGTERM: from the parent it ends the running task; from others, this process."""
@@ -160,6 +181,9 @@ class _Worker:
         os.environ.update(setup.environ)
         os.environ[WORKER_MARK] = str(self._pid)
         sys.argv[:] = setup.argv
+        if self._results_fd >= 0:
+            self._store = SegmentStore(self._results_fd, setup.workers)
+            self._place = self._lay_down
         self._voice = Voice(setup.worker, self._sender, self._running_task)
         try:
             setup.context.adopt()
@@ -168,10 +192,10 @@ class _Worker:
                 wire.load(setup.initializer)()
         except BaseException as error:  # noqa: BLE001  whatever it is, the parent must know
             self._leave_if_not_wanted()
-            self._sender.send(StartFailed(pack_error(error)))
+            self._sender.send(encode(StartFailed(pack_error(error))))
             return False
         self._leave_if_not_wanted()
-        self._sender.send(Ready())
+        self._sender.send(encode(Ready()))
         return True
 
     def _running_task(self) -> int | None:
@@ -204,10 +228,23 @@ class _Worker:
                     variable, value = wire.load(packed)
                     variable.set(value)
                     self._variables.setdefault(key, []).append((variable, value))
-            known = self._known[key] = Call(wire.load(known.fn), known.style)
+            self._unopened.pop(key, None)
+            known = self._known[key] = Call(wire.load(known.fn, self._view), known.style)
         return known
 
+    def _lay_down(self, buffer: pickle.PickleBuffer) -> Segment | None:
+        raw = buffer.raw()
+        return self._store.place(raw) if raw.nbytes >= SEGMENT_BYTES else None
+
+    def _seal(self, value: Any) -> Any:
+        return wire.seal(value, "result", self._place)
+
+    def _unseal(self, sealed: Any) -> Any:
+        return wire.unseal(sealed, self._view)
+
     def _work(self, work: Work) -> None:
+        for offset in work.released:
+            self._store.release(offset)
         self._sent_at = monotonic()
         self._first = work.first
         # What a task sets in its context is not seen by other chunks.
@@ -228,7 +265,7 @@ class _Worker:
             self._report(work.seq, Stretch([], {}, []))
             return
         try:
-            call, items = self._call(work.key), wire.unseal(work.items)
+            call, items = self._call(work.key), self._unseal(work.items)
         except BaseException:  # noqa: BLE001  apart, each task will tell its own
             self._report(work.seq, Stretch([], {}, []), unread=True)
             return
@@ -236,8 +273,9 @@ class _Worker:
         self._leave_if_not_wanted()
         is_plain = wire.PLAIN.issuperset(map(type, stretch.values))
         if not is_plain:
-            _seal_all(stretch)
-        self._report(work.seq, stretch, is_plain=is_plain)
+            self._seal_all(stretch)
+        del items
+        self._report(work.seq, stretch, is_plain=is_plain, segments=wire.segments_in(work.items))
 
     def _begin(self, seq: int, place: int) -> bool:
         """Note what is run next; False if it is not wanted."""
@@ -256,15 +294,18 @@ class _Worker:
         for stretch in run_apart(
             self._lazy_call(work),
             work.items,
-            load=wire.unseal,
-            dump=_seal_result,
+            load=self._unseal,
+            dump=self._seal,
             begin=begin,
             flush_s=flush_s,
         ):
             if self._page.is_condemned:
                 stretch = _without_last(stretch)  # what ended it is no result
-            is_plain = wire.Packed not in set(map(type, stretch.values))
-            self._report(work.seq, stretch, place, is_plain=is_plain)
+            is_plain = tuple not in set(map(type, stretch.values))
+            segments = []
+            if stretch.is_last:
+                segments = [one for item in work.items for one in wire.segments_in(item)]
+            self._report(work.seq, stretch, place, is_plain=is_plain, segments=segments)
             place += len(stretch.values)
             self._leave_if_not_wanted()
 
@@ -296,6 +337,7 @@ class _Worker:
         *,
         is_plain: bool = True,
         unread: bool = False,
+        segments: Sequence[Segment] = (),
     ) -> None:
         """Send results, or keep them in the box to be sent with the next ones.
 
@@ -304,19 +346,41 @@ class _Worker:
         """
         self._leave_if_copy()
         values, errors, times, is_last, _ = stretch
-        packed = {offset: pack_error(error) for offset, error in errors.items()}
-        results = Results(seq, place, values, is_plain, packed, times, is_last, 0.0, unread)
-        self._unsent.append(results)
+        packed = {offset: pack_error(error) for offset, error in errors.items()} if errors else {}
+        queued_s = self._queue_clock.read_since_last()
+        results = Results(seq, place, values, is_plain, packed, times, is_last, queued_s, unread)
         is_due = is_last or monotonic() - self._sent_at >= SEND_S
-        if is_due or not self._keep(results):
-            queued_s = self._queue_clock.read_since_last()
-            self._sender.send(_merged(self._unsent)._replace(queued_s=queued_s))
+        if not is_due and self._keep(results):
+            self._unsent.append(results)
+            return
+        if self._unsent:
+            results = _merged([*self._unsent, results])
+        if segments or self._view.released:
+            results = self._with_segments(results, segments)
+        self._sender.send(encode(results))
+        self._sent_at = monotonic()
+        if self._unsent:
             self._page.empty()
             self._unsent = []
-            self._sent_at = monotonic()
+
+    def _with_segments(self, results: Results, segments: Sequence[Segment]) -> Results:
+        """Add which segments of the finished chunk are still in use, and which others are not."""
+        own = {offset for offset, _ in segments}
+        held = tuple(offset for offset in own if self._view.is_held(offset))
+        released = tuple(set(self._view.take_released()) - own)
+        return results._replace(held=held, released=released)
+
+    def _seal_all(self, stretch: Stretch) -> None:
+        """Seal the values of tasks that ran together; one that cannot be is that task's error."""
+        for place, value in enumerate(stretch.values):
+            try:
+                stretch.values[place] = self._seal(value)
+            except NotPicklable as error:
+                stretch.values[place] = None
+                stretch.errors[place] = error
 
     def _keep(self, results: Results) -> bool:
-        is_large = any(type(value) is wire.Packed and value.buffers for value in results.values)
+        is_large = any(type(value) is tuple and value[1] for value in results.values)
         return not is_large and self._page.keep(pickle.dumps(tuple(results), wire.PROTOCOL))
 
 
@@ -328,8 +392,6 @@ def _without_last(stretch: Stretch) -> Stretch:
 
 def _merged(parts: list[Results]) -> Results:
     """Join results that follow each other in a chunk: the parent has less to do with one."""
-    if len(parts) == 1:
-        return parts[0]
     first, last = parts[0], parts[-1]
     errors = {
         part.place - first.place + offset: error
@@ -342,18 +404,5 @@ def _merged(parts: list[Results]) -> Results:
         is_plain=all(part.is_plain for part in parts),
         errors=errors,
         times=[times for part in parts for times in part.times],
+        queued_s=sum(part.queued_s for part in parts),
     )
-
-
-def _seal_result(value: Any) -> Any:
-    return wire.seal(value, "result")
-
-
-def _seal_all(stretch: Stretch) -> None:
-    """Seal the values of tasks that ran together; one that cannot be is that task's error."""
-    for place, value in enumerate(stretch.values):
-        try:
-            stretch.values[place] = _seal_result(value)
-        except NotPicklable as error:
-            stretch.values[place] = None
-            stretch.errors[place] = error

@@ -15,7 +15,7 @@ import warnings
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from plait.backends.messages import LAST_WORDS_AT, Levels, Said
+from plait.backends.messages import LAST_WORDS_AT, Levels, Said, encode
 from plait.wire import PROTOCOL
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ class Voice:
             with suppress(OSError):
                 os.write(2, f"{text}\n".encode(errors="backslashreplace"))
             return
-        self._sender.send_soon(Said(kind, _pickle_facts(facts)))
+        self._sender.send_soon(encode(Said(kind, _pickle_facts(facts))))
 
 
 def _make_handler(forward: Callable[[logging.LogRecord], None]) -> logging.Handler:

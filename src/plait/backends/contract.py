@@ -1,4 +1,4 @@
-"""What every backend promises. run.py knows this and nothing else about workers.
+"""What every backend promises. runs.py knows this and nothing else about workers.
 
 A backend keeps workers; a lane is one function's way through it. Several lanes may be
 open at once, each used by one thread at a time, all from different threads.
@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Protocol
 from plait.limits import Limits
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from plait.outcome import Call, Chunk, Finished
 
 __all__ = ["Backend", "Lane", "Setting", "Traits"]
@@ -33,6 +35,9 @@ class Traits:
     shares_memory: bool = True  # items and results are not copied
     takes_coroutines: bool = False  # runs coroutine functions, and only those
     queue_depth: int = 1  # chunks that a worker may have at once: one running, the rest waiting
+    # Outcomes come only while a thread waits for them. Several may wait in a lane at once, each
+    # ``until`` something of its own: see ``DrivenLane``.
+    is_driven: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +48,13 @@ class Setting:
         limits: of time and memory.
         prefix_output: whether what worker processes print begins with who said it.
         context: the context variables of who asked.
+        keeps_items: whether nobody can change an item before the lane is closed.
     """
 
     limits: Limits = field(default_factory=Limits)
     prefix_output: bool = False
     context: Context = field(default_factory=copy_context)
+    keeps_items: bool = False
 
 
 class Lane(Protocol):
@@ -88,6 +95,16 @@ class Lane(Protocol):
 
         Tasks that cannot be ended are waited for, or abandoned after ``patience_s`` seconds.
         """
+        ...
+
+
+class DrivenLane(Lane, Protocol):
+    """A lane of a backend whose trait is ``is_driven``."""
+
+    def wait_outcomes(
+        self, timeout: float | None = None, until: Callable[[], bool] | None = None
+    ) -> list[Finished]:
+        """Block until tasks finished, or ``until`` is true and ``wake`` was called."""
         ...
 
 

@@ -32,12 +32,15 @@ __all__ = [
     "Learn",
     "Levels",
     "Ready",
+    "Released",
     "Results",
     "Said",
     "Setup",
     "StartFailed",
     "StatusPage",
     "Work",
+    "decode",
+    "encode",
     "new_file_fd",
     "new_page_fd",
 ]
@@ -121,6 +124,7 @@ class Setup(NamedTuple):
     context: Context
     argv: list[str]
     environ: dict[str, str]
+    workers: int  # that share the memory for results
     initializer: Packed | None
 
 
@@ -154,6 +158,13 @@ class Work(NamedTuple):
     first: int
     together: bool
     items: Any
+    released: list[int]  # segments of the worker's that are not needed any more
+
+
+class Released(NamedTuple):
+    """Segments of the parent's that a worker does not need any more."""
+
+    offsets: list[int]
 
 
 class Ready(NamedTuple):
@@ -194,6 +205,22 @@ class Results(NamedTuple):
     is_last: bool
     queued_s: float
     unread: bool = False
+    held: tuple[int, ...] = ()  # at the end: segments that came with the chunk and are still in use
+    released: tuple[int, ...] = ()  # other segments, which are not any more
+
+
+KINDS = (Setup, Learn, Forget, Work, Ready, StartFailed, Said, Results, Released)
+NUMBERS = {kind: number for number, kind in enumerate(KINDS)}
+
+
+def encode(message: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the form in which a message travels: pickling a class by name costs microseconds."""
+    return (NUMBERS[type(message)], *message)
+
+
+def decode(fields: tuple[Any, ...]) -> Any:
+    """Return the message that arrived in that form."""
+    return KINDS[fields[0]](*fields[1:])
 
 
 # --- The status page -------------------------------------------------------------------

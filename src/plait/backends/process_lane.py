@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from plait import wire
+from plait.backends.messages import Context
 from plait.backends.voices import put_out
 from plait.errors import (
     MemoryLimitExceeded,
@@ -27,13 +28,15 @@ from plait.errors import (
 )
 from plait.host import monotonic
 from plait.outcome import Call, Chunk, Finished, Stretch
+from plait.segments import Placing
 from plait.wire_errors import load_error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from plait.backends.contract import Setting
     from plait.backends.messages import Results, Said
+    from plait.segments import Segment, SegmentStore, SegmentView
 
 __all__ = ["Death", "Entry", "Job", "ProcessLane", "Report", "Uttered", "Verdict"]
 
@@ -45,6 +48,7 @@ class Job:
     lane: ProcessLane
     chunk: Chunk
     items: Any  # see messages.Work
+    segments: list[int]  # where its items lie, each held by this job
     seq: int = 0
     done: int = 0
     is_cancelled: bool = False
@@ -58,6 +62,14 @@ class Report(NamedTuple):
     results: Results
     worker: str
     pid: int
+    view: SegmentView
+
+    @property
+    def segments(self) -> list[Segment]:
+        """Where its values lie."""
+        if self.results.is_plain:
+            return []
+        return [segment for value in self.results.values for segment in wire.segments_in(value)]
 
 
 class Verdict(NamedTuple):
@@ -114,6 +126,7 @@ class Carrier(Protocol):
 
     lock: threading.Lock
     most_tasks: int
+    store: SegmentStore
 
     def check_usable(self) -> None:
         """Raise the reason why no work can be taken, if there is one."""
@@ -123,8 +136,10 @@ class Carrier(Protocol):
         """Take a chunk, and send it if a worker is free for it."""
         ...
 
-    def wait(self, lane: ProcessLane, deadline: float | None) -> list[Entry]:
-        """Block until something arrived for a lane."""
+    def wait(
+        self, lane: ProcessLane, deadline: float | None, until: Callable[[], bool] | None
+    ) -> list[Entry]:
+        """Block until something arrived for a lane, or ``until`` is true."""
         ...
 
     def wake(self, lane: ProcessLane) -> None:
@@ -146,20 +161,31 @@ class ProcessLane:
     def __init__(self, backend: Carrier, key: int, call: Call, setting: Setting) -> None:
         self.key = key
         self.call = call
+        self.context = Context.here()
         self.limits = setting.limits
         self._prefix = setting.prefix_output
-        self.fn = wire.pack(call.fn, "function")
+        self.segments: list[int] = []  # where the function lies
+        self._store = backend.store
+        # Where the items stay as they are, an array that is in many of them is laid down once.
+        self._placing = Placing(backend.store) if setting.keeps_items else None
+        self.fn = self._lay_down_function(call.fn)
         self.variables = wire.pack_context(setting.context)
         self.pending = 0
         self._counting = threading.Lock()  # guards pending: one thread may submit, another wait
-        # The next four are guarded by the backend's lock.
+        # The next five are guarded by the backend's lock.
         self.is_woken = False
         self.inbox: deque[Entry] = deque()
         self.arrived = threading.Condition(backend.lock)
         self.is_closed = False
+        self.is_over = False  # nobody reads the inbox any more
         self.abandoned = 0  # processes can be ended
         self._backend = backend
         self._failed: list[Finished] = []  # tasks whose items could not be packed
+
+    def _lay_down_function(self, fn: Any) -> wire.Packed:
+        packed = wire.lay_down(wire.pack(fn, "function"), Placing(self._store))
+        self.segments = [offset for offset, _ in wire.segments_in(packed)]
+        return packed
 
     def _count(self, chunks: int) -> None:
         with self._counting:
@@ -173,51 +199,71 @@ class ProcessLane:
             for start in range(0, len(chunk.items), most):
                 self.submit(chunk.part(start, start + most))
             return
-        self._count(1)
+        placing = self._placing or Placing(self._store)
         try:
             if chunk.together:
-                items: Any = wire.pack(chunk.items)
-            else:
-                items = [wire.seal(item, "item") for item in chunk.items]
-        except NotPicklable:
-            self._count(-1)
-            self._submit_what_packs(chunk)
-        else:
-            self._backend.enqueue(Job(self, chunk, items))
-
-    def _submit_what_packs(self, chunk: Chunk) -> None:
-        """Submit the stretches of a chunk between the items that cannot be packed."""
-        good: list[Any] = []
-        for place, item in enumerate([*chunk.items, None]):
-            error: NotPicklable | None = None
-            if place < len(chunk.items):
                 try:
-                    good.append(wire.seal(item, "item"))
-                    continue
-                except NotPicklable as caught:
-                    error = caught
-            if good:
-                start = place - len(good)
-                part = chunk.part(start, place)
-                self._count(1)
-                self._backend.enqueue(Job(self, part, good))
-                good = []
-            if error is not None:
+                    whole = wire.lay_down(wire.pack(chunk.items), placing)
+                except NotPicklable:
+                    self._submit_apart(chunk, placing)
+                else:
+                    self._send(chunk, whole, [whole])
+            else:
+                self._submit_apart(chunk, placing)
+        finally:
+            if placing is not self._placing:
+                placing.forget()
+
+    def _submit_apart(self, chunk: Chunk, placing: Placing) -> None:
+        """Submit the stretches of a chunk between the items that cannot be packed."""
+        sealed: list[Any] = []
+        for place, item in enumerate(chunk.items):
+            try:
+                sealed.append(wire.seal(item, "item", placing))
+            except NotPicklable as error:
+                if sealed:
+                    self._send(chunk.part(place - len(sealed), place), sealed, sealed)
+                    sealed = []
                 self._count(1)
                 self._failed.append(_failed(chunk, place, error, "main", 0, monotonic()))
+        if len(sealed) == len(chunk.items):
+            self._send(chunk, sealed, sealed)
+        elif sealed:
+            self._send(chunk.part(len(chunk.items) - len(sealed)), sealed, sealed)
 
-    def wait_outcomes(self, timeout: float | None = None) -> list[Finished]:
-        """Block until tasks finished, driving the workers meanwhile."""
+    def _send(self, chunk: Chunk, items: Any, sealed: list[Any]) -> None:
+        segments = [offset for one in sealed for offset, _ in wire.segments_in(one)]
+        self._count(1)
+        try:
+            self._backend.enqueue(Job(self, chunk, items, segments))
+        except BaseException:
+            self._count(-1)
+            raise
+
+    def wait_outcomes(
+        self, timeout: float | None = None, until: Callable[[], bool] | None = None
+    ) -> list[Finished]:
+        """Block until tasks finished, driving the workers meanwhile; or ``until`` is true.
+
+        Several threads may do that at once: each outcome goes to one of them.
+        """
         deadline = None if timeout is None else monotonic() + timeout
-        finished, self._failed = self._failed, []
-        self._count(-len(finished))
+        finished = self._take_failed()
         while self.pending and not finished:
-            arrived = self._backend.wait(self, deadline)
+            arrived = self._backend.wait(self, deadline, until)
             if not arrived:
                 break
             for entry in arrived:
                 finished += self._unpack(entry)
         return finished
+
+    def _take_failed(self) -> list[Finished]:
+        if not self._failed:
+            return []
+        with self._counting:
+            failed, self._failed = self._failed, []
+            self.pending -= len(failed)
+        return failed
 
     def wake(self) -> None:
         """Have ``wait_outcomes`` return."""
@@ -229,25 +275,34 @@ class ProcessLane:
         for entry in self._backend.close_lane(self, patience_s):
             finished += self._unpack(entry)
         self.pending = 0
+        if self._placing is not None:
+            self._placing.forget()
+        while self.segments:
+            self._store.release(self.segments.pop())
+        self._store.trim()
         return finished
 
     def cancel(self, first: int) -> bool:
         """End the chunk that begins with this task, running or not; False if it is over."""
         return self._backend.cancel(self, first)
 
-    def _unpack(self, entry: Entry) -> Iterator[Finished]:
-        if isinstance(entry, Uttered):
-            put_out(entry.said, entry.worker, prefix=self._prefix)
-            return
+    def _unpack(self, entry: Entry) -> Iterable[Finished]:
+        if isinstance(entry, Report):
+            return self._unpack_report(entry)
         if isinstance(entry, Death):
-            yield from self._settle_death(entry)
-            return
-        job, done, results, worker, pid = entry
-        self._count(-int(results.is_last))
+            return self._settle_death(entry)
+        put_out(entry.said, entry.worker, prefix=self._prefix)
+        return ()
+
+    def _unpack_report(self, report: Report) -> Iterable[Finished]:
+        job, done, results, worker, pid, view = report
+        if results.is_last:
+            self._count(-1)
         if results.unread and not self.is_closed:
             self.submit(job.chunk.part(0))
         elif results.values:
-            yield Finished.of(job.chunk, done, _unpack_results(results), worker, pid)
+            return (Finished.of(job.chunk, done, _unpack_results(results, view), worker, pid),)
+        return ()
 
     def _settle_death(self, death: Death) -> Iterator[Finished]:
         """Fail the guilty task, and run again what was not reported."""
@@ -300,13 +355,15 @@ def _failed(
     return Finished.of(chunk.part(place, place + 1), 0, stretch, worker, pid)
 
 
-def _unpack_results(results: Results) -> Stretch:
-    errors = {place: load_error(error) for place, error in results.errors.items()}
+def _unpack_results(results: Results, view: SegmentView) -> Stretch:
+    errors: dict[int, BaseException] = {}
+    if results.errors:
+        errors = {place: load_error(error) for place, error in results.errors.items()}
     values = results.values
     if not results.is_plain:
         for place, sealed in enumerate(values):
             try:
-                values[place] = wire.unseal(sealed)
+                values[place] = wire.unseal(sealed, view)
             except Exception as error:  # noqa: BLE001  the class of this value failed
                 values[place] = None
                 errors[place] = NotPicklable.on_arrival("result", error)

@@ -20,9 +20,12 @@ from plait.limits import LEAST_RELATIVE_S
 if TYPE_CHECKING:
     from plait.backends.child import Born
     from plait.channel import Channel
+    from plait.segments import SegmentView
 
-__all__ = ["Worker"]
+__all__ = ["QUEUE_DEPTH", "Worker"]
 
+# So many chunks may be at a worker, one running and the others waiting, if they are brief.
+QUEUE_DEPTH = 2
 # How long a worker may be stopped by a signal; a batch system stops and continues us all.
 STOPPED_S = 1.0
 # How often memory is measured, where it is limited: no system tells of its growth.
@@ -39,9 +42,12 @@ class Worker:
     """The parent's view of one worker process."""
 
     number: int
+    name: str
     channel: Channel
     page: StatusPage
+    view: SegmentView  # of the results that it lays down
     outputs: list[OutputReader]
+    held: set[int] = field(default_factory=set)  # segments of ours that it still uses
     jobs: deque[Job] = field(default_factory=deque)  # sent and not finished, the first is running
     known: dict[int, ProcessLane] = field(default_factory=dict)  # functions that it has, by key
     last_seq: int = 0
@@ -50,6 +56,8 @@ class Worker:
     watched: int = 0  # the events of the channel that are waited for
     is_ready: bool = False
     is_leaving: bool = False
+    has_ended: bool = False
+    is_cut_off: bool = False  # its channel is closed
     is_stale: bool = False  # leaving, as the user's code has changed
     stopped: tuple[float, int] | None = None  # since when, and by which signal
     verdict: Verdict | None = None  # why we end it
@@ -59,22 +67,17 @@ class Worker:
         """Make the view of a worker that was just started."""
         kinds = ("stdout", "stderr")[: len(born.outputs)]
         outputs = [OutputReader(*pair) for pair in zip(kinds, born.outputs, strict=True)]
-        return cls(number, born.channel, born.page, outputs)
-
-    @property
-    def name(self) -> str:
-        """What it is called."""
-        return f"process-{self.number}"
+        return cls(number, f"process-{number}", born.channel, born.page, born.view, outputs)
 
     @property
     def can_take(self) -> bool:
         """Whether it may be given new chunks."""
-        return not self.is_leaving and self.stopped is None
+        return not (self.is_leaving or self.has_ended or self.stopped)
 
     @property
-    def is_free(self) -> bool:
-        """Whether it could begin a chunk at once."""
-        return self.can_take and not self.jobs
+    def has_room(self) -> bool:
+        """Whether a brief chunk may wait at it behind another."""
+        return self.can_take and len(self.jobs) < QUEUE_DEPTH and self.jobs[0].chunk.brief
 
     @property
     def takes_a_place(self) -> bool:

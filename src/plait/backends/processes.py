@@ -21,7 +21,7 @@ import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -31,27 +31,32 @@ from plait.backends.child import Change, open_launcher
 from plait.backends.code_watch import CodeWatch
 from plait.backends.contract import Setting, Traits
 from plait.backends.messages import (
-    Context,
     Forget,
     Learn,
     Ready,
+    Released,
     Results,
     Said,
     Setup,
     StartFailed,
     Work,
+    decode,
+    encode,
+    new_file_fd,
 )
 from plait.backends.process_lane import Death, Entry, Job, ProcessLane, Report, Uttered, Verdict
-from plait.backends.process_worker import Worker
+from plait.backends.process_worker import QUEUE_DEPTH, Worker
 from plait.backends.turns import Turns
 from plait.backends.voices import OutputReader, put_out
 from plait.blas import with_thread_limits
 from plait.errors import PlaitError, PoolClosed, WorkerStartError, death_text
 from plait.host import monotonic, oom_kills
+from plait.segments import SegmentStore, SegmentView
 from plait.shield import Shield
 from plait.wire_errors import load_error
 
 if TYPE_CHECKING:
+    from plait.backends.messages import Context
     from plait.channel import Channel
     from plait.outcome import Call
 
@@ -63,6 +68,8 @@ GRACE_S = 0.8
 END_S = 0.5
 # How often a lane that closes tries to end what still runs.
 MOST_TRIES = 5
+# So many workers are started at once, before one has answered.
+FIRST_STARTS = 2
 # Workers that die before they are ready, one after the other, until that is called a failure.
 MOST_FALSE_STARTS = 3
 
@@ -70,7 +77,13 @@ MOST_FALSE_STARTS = 3
 class ProcessBackend:
     """A pool of processes; they start when there is work for them."""
 
-    traits = Traits(name="processes", can_kill=True, shares_memory=False, queue_depth=2)
+    traits = Traits(
+        name="processes",
+        can_kill=True,
+        shares_memory=False,
+        queue_depth=QUEUE_DEPTH,
+        is_driven=True,
+    )
 
     def __init__(
         self,
@@ -81,11 +94,14 @@ class ProcessBackend:
     ) -> None:
         self.max_workers = max_workers
         self.most_tasks = max_tasks_per_child or sys.maxsize
+        self.store = SegmentStore(new_file_fd("plait-items"), stores=1)
         self._initializer = wire.pack(initializer, "initializer") if initializer else None
         self._turns = Turns()
         self.lock = self._turns.lock  # guards everything below
         self._launcher = open_launcher(start_method)
         self._workers: dict[int, Worker] = {}
+        self._free: dict[int, Worker] = {}  # that could begin a chunk at once, the last one first
+        self._roomy: dict[int, Worker] = {}  # at which a brief one may wait
         self._numbers = itertools.count(1)
         self._keys = itertools.count(1)
         self._backlog: deque[Job] = deque()
@@ -127,23 +143,34 @@ class ProcessBackend:
         """Take a chunk, and send it if a worker is free for it."""
         with self._shield(), self.lock:
             self.check_usable()
-            self._backlog.append(job)
-            self._dispatch()
+            worker = None if self._backlog else self._pick(job)
+            if worker is None:
+                self._backlog.append(job)
+            else:
+                self._assign(worker, job)
 
-    def wait(self, lane: ProcessLane, deadline: float | None) -> list[Entry]:
+    def wait(
+        self,
+        lane: ProcessLane,
+        deadline: float | None,
+        until: Callable[[], bool] | None = None,
+    ) -> list[Entry]:
         """Block until something arrived for a lane, driving the workers if nobody else does."""
+
+        def is_done() -> bool:
+            if lane.inbox or lane.is_woken or self._broken or shield.is_hit:
+                return True
+            return until is not None and until()
+
         with self._shield() as shield, self.lock:
-            self._turns.wait_until(
-                lambda: bool(lane.inbox or lane.is_woken or self._broken or shield.is_hit),
-                lane.arrived,
-                deadline,
-            )
+            self._turns.wait_until(is_done, lane.arrived, deadline)
             lane.is_woken = False
             arrived = list(lane.inbox)
             lane.inbox.clear()
             if not arrived:
                 self.check_usable()
-        self._put_out_strays()
+        if self._strays:
+            self._put_out_strays()
         return arrived
 
     def _put_out_strays(self) -> None:
@@ -162,7 +189,8 @@ class ProcessBackend:
             for job in self._backlog:
                 if job.lane is lane and job.chunk.first == first:
                     self._backlog.remove(job)
-                    self._deliver(job, Report(job, 0, NOTHING_DONE, "", 0))
+                    self._drop_segments(job)
+                    self._deliver(job, Report(job, 0, NOTHING_DONE, "", 0, SegmentView(-1)))
                     return True
             for worker, job in self._jobs_of(lane):
                 if job.chunk.first == first:
@@ -176,6 +204,9 @@ class ProcessBackend:
         """End what a lane has going after some seconds, and return what arrived."""
         with self._shield(), self.lock:
             lane.is_closed = True
+            for job in self._backlog:
+                if job.lane is lane:
+                    self._drop_segments(job)
             self._backlog = deque(job for job in self._backlog if job.lane is not lane)
             self._end_jobs(lane, GRACE_S if grace_s is None else grace_s)
             for worker in self._workers.values():
@@ -184,6 +215,8 @@ class ProcessBackend:
                     del worker.known[lane.key]
                     self._send(worker, Forget(lane.key))
             arrived = list(lane.inbox)
+            lane.inbox.clear()
+            lane.is_over = True
         self._put_out_strays()
         return arrived
 
@@ -245,54 +278,80 @@ class ProcessBackend:
             for reader in worker.outputs:
                 reader.close()
         self._workers.clear()
+        self.store.close()
         self._turns.close()
 
     # --- Workers ---------------------------------------------------------------------
 
-    def _start_worker(self) -> Worker:
+    def _start_worker(self, context: Context) -> Worker:
         number = next(self._numbers)
-        worker = Worker.of(number, self._launcher.start(number))
+        worker = Worker.of(number, self._launcher.start(number, self.store.fd))
         self._workers[number] = worker
+        self._sort(worker)
         for reader in worker.outputs:
             handler = partial(self._hear_output, worker)
             self._turns.watch(reader, selectors.EVENT_READ, handler, is_first=True)
         environ = with_thread_limits(os.environ, self.max_workers)
-        setup = Setup(worker.name, Context.here(), sys.argv[:], environ, self._initializer)
+        setup = Setup(
+            worker.name,
+            context,
+            sys.argv[:],
+            environ,
+            self.max_workers,
+            self._initializer,
+        )
         self._send(worker, setup)
         return worker
+
+    def _sort(self, worker: Worker) -> None:
+        """Note whether a worker has room for a chunk; after each change of what that rests on."""
+        self._free.pop(worker.number, None)
+        self._roomy.pop(worker.number, None)
+        if worker.can_take and not worker.jobs:
+            self._free[worker.number] = worker
+        elif worker.has_room:
+            self._roomy[worker.number] = worker
 
     def _let_go(self, worker: Worker) -> None:
         """Let a worker end once it has finished what it has."""
         worker.is_leaving = True
+        self._sort(worker)
         if not worker.jobs:
             self._hang_up(worker)
 
     def _hang_up(self, worker: Worker) -> None:
-        if worker.channel.fileno() >= 0:
+        if not worker.is_cut_off:
             self._turns.unwatch(worker.channel)
             worker.channel.close()
+            worker.is_cut_off = True
 
-    def _send(self, worker: Worker, message: object) -> None:
-        if worker.channel.fileno() >= 0:
-            worker.channel.send(message)
+    def _send(self, worker: Worker, message: tuple[Any, ...]) -> None:
+        if not worker.is_cut_off:
+            worker.channel.send(encode(message))
             self._watch(worker)
 
     def _watch(self, worker: Worker) -> None:
         """Wait for what the channel is waiting for."""
-        clogged = selectors.EVENT_WRITE if worker.channel.is_clogged else 0
-        if worker.watched != selectors.EVENT_READ | clogged:
-            worker.watched = selectors.EVENT_READ | clogged
-            self._turns.watch(worker.channel, worker.watched, partial(self._serve, worker))
+        events = READ_OR_WRITE if worker.channel.is_clogged else selectors.EVENT_READ
+        if worker.watched != events:
+            worker.watched = events
+            self._turns.watch(worker.channel, events, partial(self._serve, worker))
 
     def _serve(self, worker: Worker, _: Channel, mask: int) -> None:
         if mask & selectors.EVENT_WRITE:
             worker.channel.flush()
             self._watch(worker)
-        if mask & selectors.EVENT_READ and worker.channel.fileno() >= 0:
+        if mask & selectors.EVENT_READ and not worker.is_cut_off:
             try:
-                self._hear(worker, worker.channel.receive())
+                messages = worker.channel.receive()
             except EOFError:
                 self._turns.unwatch(worker.channel)  # its end will be told, see child.py
+            else:
+                if len(messages) > 1:  # the later ones may be younger than what was just read
+                    for reader in worker.outputs:
+                        self._hear_output(worker, reader, 0)
+                for message in messages:
+                    self._hear(worker, decode(message))
 
     def _hear_output(self, worker: Worker, reader: OutputReader, _: int) -> None:
         said = reader.read()
@@ -309,11 +368,11 @@ class ProcessBackend:
     def _note_said(self, worker: Worker, said: Said) -> None:
         """Hand what a worker said to the lane that it works, or last worked, for."""
         lane = worker.jobs[0].lane if worker.jobs else next(reversed(worker.known.values()), None)
-        if lane is None:
+        if lane is None or lane.is_over:
             self._strays.append(Uttered(said, worker.name))
         else:
             lane.inbox.append(Uttered(said, worker.name))
-            lane.arrived.notify()
+            self._turns.tell(lane.arrived)
 
     def _hear(self, worker: Worker, message: Any) -> None:
         if isinstance(message, Results):
@@ -324,6 +383,9 @@ class ProcessBackend:
             worker.is_ready = True
             worker.heard_at = monotonic()
             self._false_starts = 0
+            self._dispatch()
+        elif isinstance(message, Released):
+            self._let_go_of(worker, message.offsets)
         elif isinstance(message, StartFailed):
             cause = load_error(message.error)
             broken = WorkerStartError(f"The initializer failed in {worker.name}: {cause!r}")
@@ -334,16 +396,46 @@ class ProcessBackend:
         job = worker.jobs[0] if worker.jobs else None
         if job is None or (results.seq, results.place) != (job.seq, job.done):
             return  # it was sent, and then found in the box as well: the worker died in between
-        self._deliver(job, Report(job, job.done, results, worker.name, self._pid(worker)))
+        self._deliver(
+            job, Report(job, job.done, results, worker.name, self._pid(worker), worker.view)
+        )
         job.done += len(results.values)
         worker.heard_at = monotonic()
+        if results.released:
+            self._let_go_of(worker, results.released)
         if results.is_last:
             worker.jobs.popleft()
-            if not worker.jobs and worker.has_grown(self._pid(worker), job.lane):
-                worker.is_leaving = True
-            if worker.is_leaving and not worker.jobs:
-                self._hang_up(worker)
-            self._dispatch()
+            if job.segments:
+                self._settle_segments(worker, job, results.held)
+            if not worker.jobs:
+                worker.is_leaving |= worker.has_grown(self._pid(worker), job.lane)
+                if worker.is_leaving:
+                    self._hang_up(worker)
+            self._sort(worker)
+            if self._backlog:
+                self._dispatch()
+
+    # --- Segments: who uses what of the items' memory -----------------------------------
+
+    def _hold(self, worker: Worker, offsets: Iterable[int]) -> None:
+        for offset in set(offsets) - worker.held:
+            self.store.retain(offset)
+            worker.held.add(offset)
+
+    def _let_go_of(self, worker: Worker, offsets: Iterable[int]) -> None:
+        for offset in worker.held.intersection(offsets):
+            worker.held.remove(offset)
+            self.store.release(offset)
+
+    def _settle_segments(self, worker: Worker, job: Job, held: tuple[int, ...]) -> None:
+        """Let go of a finished job's segments, but for what its worker goes on using."""
+        self._hold(worker, held)
+        self._let_go_of(worker, set(job.segments).difference(held))
+        self._drop_segments(job)
+
+    def _drop_segments(self, job: Job) -> None:
+        while job.segments:
+            self.store.release(job.segments.pop())
 
     def _hear_launcher(self, *_: object) -> None:
         changes = self._launcher.take_changes()
@@ -362,16 +454,20 @@ class ProcessBackend:
             else:
                 is_stopped = change.what == "stopped"
                 worker.stopped = (monotonic(), change.status or 0) if is_stopped else None
+                self._sort(worker)
                 self._judge_at(monotonic())
         if vanished:  # all of them are one failure, and not the initializer's
             self._count_false_start(vanished[0], None)
 
     def _bury(self, worker: Worker, change: Change) -> None:
         """Settle the affairs of a worker that ended."""
-        if worker.channel.fileno() >= 0:
+        worker.has_ended = True
+        self._sort(worker)
+        if not worker.is_cut_off:
             with suppress(EOFError):
-                while (message := worker.channel.receive()) is not None:
-                    self._hear(worker, message)
+                while messages := worker.channel.receive():
+                    for message in messages:
+                        self._hear(worker, decode(message))
         for kept in worker.page.kept():
             self._take_results(worker, Results(*pickle.loads(kept)))
         self._hear_rest(worker)
@@ -383,7 +479,9 @@ class ProcessBackend:
         if worker.failed_to_start and change.status is not None:
             self._count_false_start(worker, change.status)
         was_oom = change.status == -signal.SIGKILL and self._has_oom_struck()
+        self._let_go_of(worker, set(worker.held))
         for job in worker.jobs:
+            self._drop_segments(job)
             death = Death(
                 job,
                 worker.guilty_place(job),
@@ -448,6 +546,7 @@ class ProcessBackend:
         if worker.verdict is None and worker.page.condemn(verdict.running):
             worker.verdict = verdict
             worker.is_leaving = True
+            self._sort(worker)
             self._launcher.end(worker.number, 0.0 if verdict.reason == "stopped" else END_S)
 
     # --- Chunks ----------------------------------------------------------------------
@@ -469,34 +568,58 @@ class ProcessBackend:
 
         A task that is tried again goes to another worker than before, where there is one.
         """
-        tasks = len(job.chunk.items)
         avoided = job.chunk.earlier[-1].worker if job.chunk.earlier else None
-        for worker in list(self._workers.values()):
-            is_spent = worker.tasks > 0 and worker.tasks + tasks > self.most_tasks
-            if is_spent or (worker.is_free and worker.has_grown(self._pid(worker), job.lane)):
+        to_be_avoided = None
+        for worker in reversed(tuple(self._free.values())):  # whose memory is still in the caches
+            if self._is_used_up(worker, job):
                 self._let_go(worker)
-        staying = [worker for worker in self._workers.values() if worker.can_take]
-        free = [worker for worker in staying if worker.is_free]
-        for worker in free:
-            if worker.name != avoided:
+            elif worker.name == avoided:
+                to_be_avoided = worker
+            else:
                 return worker
-        if sum(worker.takes_a_place for worker in self._workers.values()) < self.max_workers:
-            return self._start_worker()
-        if free:
-            # The one to be avoided. If there are others, one of them will be free.
-            return free[0] if len(staying) == 1 else None
-        brief = (
-            worker
-            for worker in staying
-            if len(worker.jobs) < self.traits.queue_depth and worker.jobs[0].chunk.brief
-        )
-        return next(brief, None) if job.chunk.brief else None
+        if self._count_places() < self.max_workers:
+            return self._start_worker(job.lane.context) if self._may_start() else None
+        if to_be_avoided is not None:  # if there are others, one of them will be free
+            is_alone = sum(worker.can_take for worker in self._workers.values()) == 1
+            return to_be_avoided if is_alone else None
+        return self._pick_roomy(job) if job.chunk.brief else None
+
+    def _pick_roomy(self, job: Job) -> Worker | None:
+        for worker in tuple(self._roomy.values()):
+            if not self._is_used_up(worker, job):
+                return worker
+            self._let_go(worker)
+        return None
+
+    def _is_used_up(self, worker: Worker, job: Job) -> bool:
+        """Whether a worker is rather to be replaced than given this job."""
+        is_spent = worker.tasks > 0 and worker.tasks + len(job.chunk.items) > self.most_tasks
+        if is_spent or worker.jobs or job.lane.limits.memory_bytes is None:
+            return is_spent
+        return worker.has_grown(self._pid(worker), job.lane)
+
+    def _may_start(self) -> bool:
+        """Whether to start another worker already.
+
+        Workers are forked one after the other. Where tasks are tiny, the first one has done them
+        all before the last one is there: so as many are on their way as there are, and two.
+        """
+        if self._initializer is not None:  # which may take as long as it likes
+            return True
+        ready = sum(worker.is_ready for worker in self._workers.values())
+        return len(self._workers) - ready < FIRST_STARTS + ready
+
+    def _count_places(self) -> int:
+        if len(self._workers) < self.max_workers:
+            return len(self._workers)
+        return sum(worker.takes_a_place for worker in self._workers.values())
 
     def _assign(self, worker: Worker, job: Job) -> None:
         lane = job.lane
         if lane.key not in worker.known:
             worker.known[lane.key] = lane
-            learn = Learn(lane.key, lane.call.style, lane.fn, Context.here(), lane.variables)
+            learn = Learn(lane.key, lane.call.style, lane.fn, lane.context, lane.variables)
+            self._hold(worker, lane.segments)
             self._send(worker, learn)
         worker.last_seq += 1
         worker.tasks += len(job.chunk.items)
@@ -504,15 +627,25 @@ class ProcessBackend:
         if not worker.jobs:
             worker.heard_at = monotonic()
         worker.jobs.append(job)
+        self._sort(worker)
         chunk = job.chunk
-        self._send(worker, Work(job.seq, lane.key, chunk.first, chunk.together, job.items))
+        released = worker.view.take_released() if worker.view.released else []
+        self._send(
+            worker, Work(job.seq, lane.key, chunk.first, chunk.together, job.items, released)
+        )
         if lane.limits.are_set:
             self._judge_at(monotonic() + worker.first_look_s)
 
     def _deliver(self, job: Job, entry: Entry) -> None:
+        if job.lane.is_over:
+            if isinstance(entry, Report):
+                for segment in entry.segments:
+                    entry.view.drop(segment)
+            return
         job.lane.inbox.append(entry)
-        job.lane.arrived.notify()
+        self._turns.tell(job.lane.arrived)
 
 
+READ_OR_WRITE = selectors.EVENT_READ | selectors.EVENT_WRITE
 # What is reported of a chunk that was taken back before it started.
 NOTHING_DONE = Results(0, 0, [], is_plain=True, errors={}, times=[], is_last=True, queued_s=0.0)

@@ -12,15 +12,13 @@ from typing import TYPE_CHECKING
 from plait.backends.contract import Setting, Traits
 from plait.errors import PoolClosed
 from plait.outcome import Call, Chunk, Finished
+from plait.quick import CATCH
 from plait.worker import run_apart, run_together
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 __all__ = ["SerialBackend"]
-
-# A KeyboardInterrupt here is the user's Ctrl-C at the running program, no task's outcome.
-CATCH = (Exception, SystemExit, GeneratorExit)
 
 
 class SerialBackend:

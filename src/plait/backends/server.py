@@ -21,6 +21,7 @@ file descriptors: they are closed here as soon as the worker has them.
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import selectors
@@ -29,6 +30,7 @@ import socket
 import struct
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib import import_module
 from typing import NamedTuple, NoReturn
 
 from plait.backends import child_main
@@ -44,8 +46,12 @@ from plait.host import (
 __all__ = ["MOST_FDS", "Order", "main", "receive_order", "send_order"]
 
 FORMAT = struct.Struct("<4sIqq")
-MOST_FDS = 5
+MOST_FDS = 7
 
+# What workers load when they need it: to log as the parent does, and to carry any function.
+LATE = ("logging", "cloudpickle")
+# When nothing was asked of the server for so long, it loads these before it forks again.
+WARM_AFTER_S = 0.02
 # When the server ends it waits so long for what it killed, and then no longer.
 LAST_WAIT_S = 1
 
@@ -104,6 +110,7 @@ class _Server:
     def __init__(self, root: socket.socket, parent_pid: int) -> None:
         self._pid = os.getpid()
         self._workers: dict[int, _Child] = {}
+        self._is_warm = False
         self._selector = selectors.DefaultSelector()
         self._selector.register(root, selectors.EVENT_READ, self._open)
         child_main.adopt_orphans()
@@ -134,8 +141,21 @@ class _Server:
 
     def serve(self) -> NoReturn:
         while True:
-            for key, _ in self._selector.select(self._kill_due()):
+            patience = self._kill_due()
+            if not self._is_warm:
+                patience = WARM_AFTER_S if patience is None else min(patience, WARM_AFTER_S)
+            ready = self._selector.select(patience)
+            for key, _ in ready:
                 key.data(key.fileobj)
+            if not ready and not self._is_warm:
+                self._warm_up()
+
+    def _warm_up(self) -> None:
+        """Load what most workers will need, in a quiet moment: their first task is not to wait."""
+        self._is_warm = True
+        for name in LATE:
+            import_module(name)
+        gc.freeze()  # what is never collected is not written to, and stays shared by all workers
 
     def _kill_due(self) -> float | None:
         """Kill the workers whose time is over; return the seconds until the next is due."""
@@ -240,36 +260,38 @@ class _Server:
         with suppress(BlockingIOError):
             while bell.recv(4096):
                 pass
+        notes: list[tuple[_Child, Order]] = []
         with suppress(ChildProcessError):  # there is none left
             while True:
                 pid, status, usage = os.wait4(-1, os.WNOHANG | os.WUNTRACED | os.WCONTINUED)
                 if not pid:
-                    return
+                    break
                 worker = self._workers.get(pid)
                 if worker is not None:
-                    self._note(pid, worker, status, usage.ru_maxrss * child_main.MAXRSS_UNIT)
+                    peak = usage.ru_maxrss * child_main.MAXRSS_UNIT
+                    notes.append((worker, self._note(pid, worker, status, peak)))
+        if any(order.verb == b"ENDS" for _, order in notes):
+            self._end_orphans()
+        for worker, order in notes:
+            self._tell(worker.control, order)
 
-    def _note(self, pid: int, worker: _Child, status: int, peak: int) -> None:
+    def _note(self, pid: int, worker: _Child, status: int, peak: int) -> Order:
         if os.WIFSTOPPED(status):
-            order = Order(b"STOP", worker.number, os.WSTOPSIG(status))
-        elif os.WIFCONTINUED(status):
-            order = Order(b"CONT", worker.number)
-        else:
-            del self._workers[pid]
-            self._end_family(pid)
-            code = os.waitstatus_to_exitcode(status)
-            order = Order(b"ENDS", worker.number, code, peak)
-        self._tell(worker.control, order)
+            return Order(b"STOP", worker.number, os.WSTOPSIG(status))
+        if os.WIFCONTINUED(status):
+            return Order(b"CONT", worker.number)
+        del self._workers[pid]
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(pid, signal.SIGKILL)
+        return Order(b"ENDS", worker.number, os.waitstatus_to_exitcode(status), peak)
 
-    def _end_family(self, pid: int) -> None:
-        """Kill what a worker that ended has left behind.
+    def _end_orphans(self) -> None:
+        """Kill what workers that ended have left behind, besides their groups.
 
         Its orphans are children of the server now, as are those that living workers have
         set free. Which is whose is told by the group, the session, or the mark that a
         worker puts into its environment; who hides them all is taken for its.
         """
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(pid, signal.SIGKILL)
         known: set[int] = set()
         while orphans := set(child_pids(self._pid)) - set(self._workers) - known:
             known |= orphans

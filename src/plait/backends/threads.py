@@ -14,12 +14,12 @@ import threading
 import weakref
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from plait.backends.contract import Setting, Traits
 from plait.backends.inbox import Inbox
 from plait.blas import ThreadLimit
-from plait.errors import PoolClosed, WorkerStartError
+from plait.errors import PlaitError, PoolClosed, WorkerStartError
 from plait.host import monotonic
 from plait.limits import LEAST_RELATIVE_S, leave_to_itself
 from plait.outcome import Call, Chunk, Finished
@@ -54,14 +54,14 @@ class ThreadBackend:
     def __init__(self, max_workers: int, initializer: Callable[[], object] | None = None) -> None:
         self.max_workers = max_workers
         self._initializer = initializer
-        self._work: SimpleQueue[tuple[ThreadLane, Chunk] | None] = SimpleQueue()
+        self._work: SimpleQueue[tuple[ThreadLane | CallLane, Any] | None] = SimpleQueue()
         self.lock = threading.Lock()  # guards the attributes below, and the seats
         self._seats: list[_Seat] = []
         # Each chunk in the queue has a thread that will come for it, or is one of these.
         self._unpromised = 0
         self._free = 0  # threads that wait for work, and are promised to no chunk
         self._count = 0  # of threads that were ever started
-        self._lanes: weakref.WeakSet[ThreadLane] = weakref.WeakSet()
+        self._lanes: weakref.WeakSet[ThreadLane | CallLane] = weakref.WeakSet()
         self._broken: WorkerStartError | None = None
         self._is_closed = False
 
@@ -73,13 +73,22 @@ class ThreadBackend:
     def open_lane(self, call: Call, setting: Setting | None = None) -> ThreadLane:
         """Open a way for a function."""
         lane = ThreadLane(self, call, setting or Setting())
+        self._add(lane)
+        return lane
+
+    def open_calls(self, on_failure: Callable[[PlaitError], None]) -> CallLane:
+        """Open a way for calls; ``on_failure`` hears if there are no workers for them."""
+        lane = CallLane(self, on_failure)
+        self._add(lane)
+        return lane
+
+    def _add(self, lane: ThreadLane | CallLane) -> None:
         thread_limit.hold(self.max_workers)
         with self.lock:
             self._lanes.add(lane)
-        return lane
 
-    def enqueue(self, lane: ThreadLane, chunk: Chunk) -> None:
-        """Put a chunk into the queue, and start a thread if none is free for it."""
+    def enqueue(self, lane: ThreadLane | CallLane, chunk: Any) -> None:
+        """Put a chunk, or a call, into the queue, and start a thread if none is free for it."""
         with self.lock:
             if self._is_closed:
                 raise PoolClosed("This pool is closed; open a new one.")
@@ -87,7 +96,7 @@ class ThreadBackend:
                 raise self._broken
             self.requeue(lane, chunk)
 
-    def requeue(self, lane: ThreadLane, chunk: Chunk) -> None:
+    def requeue(self, lane: ThreadLane | CallLane, chunk: Any) -> None:
         """Do the same for a chunk of a lane at work; called with the lock."""
         self._work.put((lane, chunk))
         if self._free:
@@ -115,10 +124,7 @@ class ThreadBackend:
             return
         while (job := self._work.get()) is not None:
             lane, chunk = job
-            if lane.inbox.claim():
-                seat.chunk, seat.place, seat.started = chunk, 0, math.inf
-                seat.lane = lane
-                lane.run(chunk, seat)
+            lane.run(chunk, seat)
             with self.lock:
                 seat.lane = seat.chunk = None
                 if seat.is_abandoned:
@@ -148,7 +154,7 @@ class ThreadBackend:
         with self.lock:
             self._broken = broken
             for lane in self._lanes:
-                lane.inbox.put(broken)
+                lane.fail(broken)
 
     def close(self) -> None:
         """Let the queued work finish, then end the threads."""
@@ -164,6 +170,29 @@ class ThreadBackend:
         """In a forked child: the threads exist in the parent only."""
         self._is_closed = True
         self._seats = []
+
+
+class CallLane:
+    """A way for calls that tell themselves what became of them, as those of futures do."""
+
+    def __init__(self, backend: ThreadBackend, on_failure: Callable[[PlaitError], None]) -> None:
+        self._backend = backend
+        self.fail = on_failure
+        self._is_closed = False
+
+    def submit(self, call: Callable[[], object]) -> None:
+        """Queue a call, which must not raise."""
+        self._backend.enqueue(self, call)
+
+    def run(self, call: Callable[[], object], seat: _Seat) -> None:  # noqa: ARG002
+        """Run a call, as a worker."""
+        call()
+
+    def close(self) -> None:
+        """Give back what it held."""
+        if not self._is_closed:
+            self._is_closed = True
+            thread_limit.release()
 
 
 class ThreadLane:
@@ -196,6 +225,10 @@ class ThreadLane:
 
     def run(self, chunk: Chunk, seat: _Seat) -> None:
         """Run a chunk, as a worker, and deliver what finishes."""
+        if not self.inbox.claim():
+            return
+        seat.chunk, seat.place, seat.started = chunk, 0, math.inf
+        seat.lane = self
         run = self._run_watched if self._limit.is_set else self._run
         # What a task sets in its context is not seen by other chunks, nor by the caller.
         self._context.copy().run(run, chunk, seat)
@@ -273,6 +306,10 @@ class ThreadLane:
     def wake(self) -> None:
         """Have ``wait_outcomes`` return."""
         self.inbox.put(None)
+
+    def fail(self, error: PlaitError) -> None:
+        """Have it raise the reason why there are no workers."""
+        self.inbox.put(error)
 
     def cancel(self, first: int) -> bool:  # noqa: ARG002
         """Say no: what was queued will run, and a running thread cannot be ended."""

@@ -15,7 +15,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
 
-from plait.host import monotonic
+from plait.clocks import monotonic
+from plait.spin import Spin
 
 __all__ = ["Turns"]
 
@@ -35,12 +36,17 @@ class _Watched(NamedTuple):
     is_first: bool
 
 
+def _comes_later(ready: tuple[selectors.SelectorKey, int]) -> bool:
+    return not ready[0].data.is_first
+
+
 class Turns:
     """A selector, the lock of what it serves, and whose turn it is to wait in it."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()  # guards everything here, and all that handlers touch
         self._selector = selectors.DefaultSelector()
+        self._spin = Spin()
         self._is_driven = False  # a thread is waiting in the selector
         self._sleeping: set[threading.Condition] = set()  # of threads that wait for the driver
         self.due = math.inf  # when ``on_due`` is to be called by whoever drives then
@@ -71,6 +77,11 @@ class Turns:
         """Wait for it no longer; may be called again, but not after it was closed."""
         with suppress(KeyError):
             self._selector.unregister(file)
+
+    def tell(self, arrived: threading.Condition) -> None:
+        """Wake a thread that sleeps with this condition, if one does; called with the lock."""
+        if arrived in self._sleeping:
+            arrived.notify()
 
     def ring(self) -> None:
         """Have every waiting thread look again whether it is done.
@@ -118,16 +129,17 @@ class Turns:
             timeout = left if timeout is None else min(timeout, left)
         self._is_driven = True
         self.lock.release()
+        select = self._selector.select
         try:
-            ready = self._selector.select(timeout)
+            ready = self._spin.wait(lambda: select(0), lambda: select(timeout))
         finally:
             self.lock.acquire()
             self._is_driven = False
         # What a worker printed comes before what it sent later: results, for example.
-        for is_first in (True, False):
-            for key, mask in ready:
-                if key.data.is_first is is_first:
-                    key.data.handler(key.fileobj, mask)
+        if len(ready) > 1:
+            ready.sort(key=_comes_later)
+        for key, mask in ready:
+            key.data.handler(key.fileobj, mask)
         if self.due < math.inf and self.due <= monotonic():
             self.on_due()
 

@@ -1,6 +1,6 @@
 """The loop: take the sample, choose, feed chunks, wait, and record what finished.
 
-All functions of api.py are views of a Run: ``map`` collects it, ``imap`` yields its
+All functions of calls.py are views of a Run: ``map`` collects it, ``imap`` yields its
 values, ``run`` hands it out.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import heapq
 import math
-import random
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import replace
@@ -34,6 +33,7 @@ from plait.retry import Retries, RetryPolicy
 if TYPE_CHECKING:
     from plait.backends import Backend, Lane
     from plait.options import Options
+    from plait.quick import Start
 
 __all__ = ["Run"]
 
@@ -67,10 +67,12 @@ class Run:
         *,
         backend: Backend | None = None,
         keeps: bool = False,
+        start: Start | None = None,
     ) -> None:
         """Prepare a run over ``items``, ``total`` of them if that is known.
 
-        ``backend`` is a pool to use; ``keeps`` is for who collects everything anyway.
+        ``backend`` is a pool to use; ``keeps`` is for who collects everything anyway;
+        ``start`` is what was done already: ``items`` are those after it, ``total`` counts all.
         """
         self.plan: Plan | None = None
         self.report = Report()
@@ -81,6 +83,7 @@ class Run:
         self._options = options
         self._backend = backend
         self._keeps = keeps
+        self._start = start
         self._kept: dict[int, Finished] = {}  # by first index; what was not handed out
         self._fed = 0
         self._is_held_up = False  # nothing more may be read before something is handed out
@@ -90,7 +93,7 @@ class Run:
         self._feeds = True  # false once the input ended, an error stopped it, or it was cancelled
         self._is_stopped = False  # by an error, or by who called stop(): nothing new starts
         self._setting = Setting(Limits.of(options), options.prefix_output)
-        self._retries = Retries(RetryPolicy(options), random.random)
+        self._retries = Retries(RetryPolicy(options), _draw)
         self._bell: SimpleQueue[None] = SimpleQueue()  # rung to end a wait for the next try
         self._deadline = math.inf
         self._lane: Lane | None = None
@@ -166,7 +169,7 @@ class Run:
     def __repr__(self) -> str:
         return f"<Run of {self._call.fn!r}: {self.report.tasks} done, {self.report.errors} failed>"
 
-    # --- What api.py uses --------------------------------------------------------------
+    # --- What calls.py uses ------------------------------------------------------------
 
     def stretches(self) -> Iterator[Finished]:
         """Yield finished stretches of tasks, in the order that the options ask for."""
@@ -209,7 +212,7 @@ class Run:
             self._show = stack.enter_context(
                 show_progress(self._options.progress, self._call.name, self._total)
             )
-            self._started = monotonic()
+            self._started = self._start.before[0] if self._start else monotonic()
             if self._options.timeout is not None:
                 self._deadline = self._started + self._options.timeout
             stack.callback(self._stop_clock)
@@ -374,6 +377,9 @@ class Run:
         if self._options.initializer is not None:
             self._options.initializer(*self._options.initargs)
         probe = Probe(self._call, self._take_now, self._sample_limit)
+        if self._start is not None and self._start.values:
+            self._fed = len(self._start.values)
+            yield from self._settle([probe.take_over(self._start)])
         while self._feeds and (finished := probe.step()) is not None:
             if probe.has_abandoned:
                 self.report.abandoned += 1
@@ -407,6 +413,13 @@ class Run:
         return decide(
             self._call.fn, self._options, sample, remaining=remaining if self._feeds else 0
         )
+
+
+def _draw() -> float:
+    """Draw a number from 0 to 1."""
+    from random import random  # few runs try anything again
+
+    return random()  # noqa: S311
 
 
 def _in_order(stretches: Iterator[Finished]) -> Iterator[Finished]:

@@ -1,0 +1,171 @@
+"""What the functions of api.py do: check what they are given, make a Run, and view it.
+
+Used by aio.py and executor.py, too. Arguments are checked here, once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from plait.choice import is_coroutine
+from plait.errors import OptionError
+from plait.options import Options
+from plait.outcome import Call
+from plait.quick import Start, join, total_of
+from plait.runs import Run
+
+if TYPE_CHECKING:
+    from plait.backends import Backend
+
+__all__ = [
+    "attach",
+    "check",
+    "collect_values",
+    "listed",
+    "make_run",
+    "prepare",
+    "style_of",
+    "values_of",
+    "yield_values",
+]
+
+
+def collect_values(
+    fn: Callable[..., Any],
+    style: str,
+    iterables: tuple[Iterable[Any], ...],
+    given: Any,
+    start: Start | None = None,
+) -> list[Any]:
+    """Do what ``map`` and ``starmap`` promise, from a quick start on if there was one."""
+    options = check(fn, given).with_order(ordered=True)
+    call = Call(fn, style)
+    if start is None:
+        made = prepare(call, iterables, options, keeps=True)
+    else:
+        made = Run(call, start.rest, start.total, options, keeps=True, start=start)
+    try:
+        made.collect()
+    except BaseException as error:  # Ctrl-C, too, carries what was finished
+        attach(error, made)
+        raise
+    return listed(made, options)
+
+
+def yield_values(
+    fn: Callable[..., Any], iterables: tuple[Iterable[Any], ...], given: Any
+) -> Iterator[Any]:
+    """Do what ``imap`` promises."""
+    options = check(fn, given).with_order(ordered=True)
+    return values_of(prepare(Call(fn, style_of(iterables)), iterables, options), options.on_error)
+
+
+def make_run(fn: Callable[..., Any], iterables: tuple[Iterable[Any], ...], given: Any) -> Run:
+    """Do what ``run`` promises."""
+    options = check(fn, {"on_error": "return", **given}).with_order(ordered=False)
+    return prepare(Call(fn, style_of(iterables)), iterables, options)
+
+
+# --- From arguments to a Run -------------------------------------------------------------
+
+
+def check(fn: object, given: Any) -> Options:
+    """Check the function and the options against each other."""
+    if not callable(fn):
+        raise TypeError(f"plait needs a function to call, not {type(fn).__name__}: {fn!r}")
+    options = Options.of(given)
+    if is_coroutine(fn) and options.backend not in ("auto", "asyncio"):
+        raise OptionError(
+            "backend", options.backend, "'asyncio' or 'auto' for a coroutine function"
+        )
+    if options.backend == "asyncio" and not is_coroutine(fn):
+        allowed = "another one: 'asyncio' is for coroutine functions (async def), and this is none"
+        raise OptionError("backend", options.backend, allowed)
+    return options
+
+
+def prepare(
+    call: Call,
+    iterables: tuple[Iterable[Any], ...],
+    options: Options,
+    *,
+    backend: Backend | None = None,
+    keeps: bool = False,
+) -> Run:
+    """Make a Run over the items, the tuples of items if there are several iterables."""
+    for place, iterable in enumerate(iterables, 1):
+        if not isinstance(iterable, Iterable):
+            raise TypeError(f"the {_nth(place)} input is no iterable but {type(iterable).__name__}")
+    if not iterables:
+        raise TypeError("plait needs at least one iterable of items")
+    total = total_of(iterables)
+    return Run(call, join(iterables), total, options, backend=backend, keeps=keeps)
+
+
+def _nth(place: int) -> str:
+    return {1: "first", 2: "second", 3: "third"}.get(place, f"{place}th")
+
+
+def style_of(iterables: tuple[Iterable[Any], ...]) -> str:
+    """Return how a function is applied to what ``prepare`` makes of these iterables."""
+    return "one" if len(iterables) == 1 else "star"
+
+
+# --- From a Run to values ----------------------------------------------------------------
+
+
+def listed(made: Run, options: Options) -> list[Any]:
+    """Return all values of a finished run, or raise what its errors ask for."""
+    stretches = made.finished()
+    values: list[Any] = []
+    errors: list[BaseException] = []
+    for finished in stretches:
+        place = len(values)
+        values += finished.values
+        if not finished.is_given_up:  # another error ended the run
+            errors += [finished.errors[key] for key in sorted(finished.errors)]
+        if options.on_error == "return":
+            for offset, error in finished.errors.items():
+                values[place + offset] = error
+    if errors and options.on_error == "raise":
+        raise attach(errors[0], made)
+    if errors and options.on_error == "finish":
+        raise attach(_group(errors, made), made)
+    return values
+
+
+def values_of(made: Run, on_error: str) -> Iterator[Any]:
+    """Yield the values of a run one by one, or raise what its errors ask for."""
+    errors: list[BaseException] = []
+    try:
+        for finished in made.stretches():
+            if not finished.errors:
+                yield from finished.values
+            elif on_error == "finish":
+                errors += finished.errors.values()
+                yield from (outcome.value for outcome in finished.outcomes() if outcome.ok)
+            elif on_error == "return":
+                outcomes = finished.outcomes()
+                yield from (out.value if out.ok else out.error for out in outcomes)
+            else:
+                yield from (outcome.unwrap() for outcome in finished.outcomes())
+    except BaseException as error:
+        attach(error, made)
+        raise
+    finally:
+        made.cancel()
+    if errors:
+        raise attach(_group(errors, made), made)
+
+
+def _group(errors: list[BaseException], made: Run) -> BaseException:
+    return BaseExceptionGroup(f"{len(errors)} of {made.report.tasks} tasks failed", errors)
+
+
+def attach(error: BaseException, made: Run) -> BaseException:
+    """Let an exception carry the run that it ends."""
+    with suppress(AttributeError):  # of a class that has no room for attributes
+        error.plait_run = made  # type: ignore[attr-defined]
+    return error

@@ -1,0 +1,35 @@
+"""The clocks, in a module that takes no time to load; host.py knows the rest of the machine."""
+
+from __future__ import annotations
+
+import os
+import time
+
+__all__ = ["ThreadClock", "monotonic", "read_thread_clock"]
+
+monotonic = time.monotonic
+"""The clock of every duration in plait; on Linux the same in all processes."""
+
+ThreadClock = tuple[float, float, float]
+"""Readings of the calling thread, in seconds: wall, on a CPU, waiting for a free CPU."""
+
+
+def read_thread_clock() -> ThreadClock:
+    """Read the clocks of the calling thread, in about 6 µs.
+
+    The time spent waiting for a CPU is known on Linux only (0 elsewhere). Without it a
+    busy machine would make a computing function look as if it waited for something.
+    """
+    try:
+        queued = int(_read_schedstat().split()[1]) / 1e9
+    except (OSError, ValueError, IndexError):
+        queued = 0.0
+    return time.monotonic(), time.thread_time(), queued
+
+
+def _read_schedstat() -> bytes:
+    file = os.open("/proc/thread-self/schedstat", os.O_RDONLY)  # half the time of open()
+    try:
+        return os.read(file, 64)
+    finally:
+        os.close(file)

@@ -1,0 +1,432 @@
+"""Futures, and the desks that give what was submitted to workers and resolve them.
+
+Used by executor.py only. There are two desks, with one face:
+
+CallDesk   for threads: the worker that ran a call resolves its future itself.
+LaneDesk   for everything else: outcomes come out of a lane, and somebody has to read it.
+
+On processes whoever waits for a future reads the lane meanwhile, for all of them: a result
+then comes without a switch between threads. A thread of the desk's, the keeper, takes over
+when nobody has waited for a moment, and at once when somebody wants to be called back.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future
+from contextvars import copy_context
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+
+from plait.chunks import BRIEF_S
+from plait.clocks import monotonic
+from plait.errors import PlaitError, PoolClosed
+from plait.outcome import Call, Chunk, Finished
+from plait.shield import Shield
+from plait.worker import invoke
+
+if TYPE_CHECKING:
+    from plait.backends import Backend, Lane, Setting
+    from plait.backends.contract import DrivenLane
+    from plait.backends.threads import ThreadBackend
+
+__all__ = ["CallDesk", "Desk", "LaneDesk", "PlaitFuture", "closed_error"]
+
+T = TypeVar("T")
+
+# When nobody has submitted anything or waited for a future for so long, the keeper drives.
+TAKE_OVER_S = 0.002
+
+
+class Desk(Protocol):
+    """Where an executor hands in what was submitted."""
+
+    def submit(self, future: PlaitFuture[Any], task: tuple[Any, ...]) -> None:
+        """Take (function, args, kwargs); raises PoolClosed if nothing is taken any more."""
+        ...
+
+    def wait_for(self, future: PlaitFuture[Any], timeout: float | None) -> None:
+        """Do what brings a future nearer while a thread waits for it, if there is anything."""
+        ...
+
+    def attend(self) -> None:
+        """See to it that futures are resolved soon although nobody waits for them."""
+        ...
+
+    def end_task(self, future: PlaitFuture[Any]) -> bool:
+        """End the running task of a future, if that can be done; it is then cancelled."""
+        ...
+
+    def close(self, *, cancel_futures: bool) -> list[threading.Thread]:
+        """Take nothing more; return the threads after whose end all is done."""
+        ...
+
+    def leave(self) -> None:
+        """Let go of the workers, when those threads have ended."""
+        ...
+
+    def abandon(self) -> None:
+        """In a forked child: workers and futures are the parent's."""
+        ...
+
+
+class PlaitFuture(Future[T]):
+    """A future whose task can be ended while it runs, if its worker can be."""
+
+    def __init__(self, desk: Desk) -> None:
+        super().__init__()
+        self._desk = desk
+        self._was_ended = False
+
+    def result(self, timeout: float | None = None) -> T:
+        """Return the value of the task, or raise its error; TimeoutError after ``timeout``."""
+        return super().result(self._wait(timeout))
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Return the error of the task; raises CancelledError if it was cancelled."""
+        error = super().exception(self._wait(timeout))
+        if self._was_ended and error is not None:
+            raise error
+        return error
+
+    def _wait(self, timeout: float | None) -> float | None:
+        """Drive the workers, if it is us who should; return the time that is left."""
+        if self.done():
+            return timeout
+        deadline = None if timeout is None else monotonic() + timeout
+        self._desk.wait_for(self, timeout)
+        return None if deadline is None else max(0.0, deadline - monotonic())
+
+    def add_done_callback(self, fn: Callable[[Future[T]], object]) -> None:
+        """Have ``fn(future)`` called when the task is over; at once if it is."""
+        super().add_done_callback(fn)
+        self._desk.attend()
+
+    def cancel(self) -> bool:
+        """Cancel the task: one that waits never starts, one that runs on a process is ended."""
+        if super().cancel():
+            return True
+        if self.done() or not self._desk.end_task(self):
+            return False
+        self._was_ended = True
+        self.set_exception(CancelledError())
+        return True
+
+    def cancelled(self) -> bool:
+        """Whether the task was cancelled."""
+        return self._was_ended or super().cancelled()
+
+
+class CallDesk:
+    """Futures of calls in threads: whoever ran a call resolves its future."""
+
+    def __init__(self, backend: ThreadBackend) -> None:
+        self._lane = backend.open_calls(self._fail_all)
+        self._backend = backend
+        self._pending: set[PlaitFuture[Any]] = set()
+        self._is_closed = False
+
+    def submit(self, future: PlaitFuture[Any], task: tuple[Any, ...]) -> None:
+        """Queue a call; each sees the context variables of who submitted it."""
+        if self._is_closed:
+            raise closed_error()
+        self._pending.add(future)
+        try:
+            self._lane.submit(partial(self._run, future, copy_context().run, task))
+        except PoolClosed:
+            self._pending.discard(future)
+            raise
+        except PlaitError as error:  # no thread could be started
+            self._fail_all(error)
+
+    def _run(
+        self, future: PlaitFuture[Any], run: Callable[..., Any], task: tuple[Any, ...]
+    ) -> None:
+        """Run a call and resolve its future, as a worker."""
+        try:
+            self._pending.remove(future)
+        except KeyError:  # it was told that there are no workers
+            return
+        if not future.set_running_or_notify_cancel():
+            return
+        fn, args, kwargs = task
+        try:
+            value = run(fn, *args, **kwargs)
+        except BaseException as error:  # noqa: BLE001  whatever it is, it is the task's
+            future.set_exception(error)
+        else:
+            future.set_result(value)
+
+    def wait_for(self, future: PlaitFuture[Any], timeout: float | None) -> None:
+        """Do nothing: the workers need nobody."""
+
+    def attend(self) -> None:
+        """Do nothing: they call back."""
+
+    def end_task(self, future: PlaitFuture[Any]) -> bool:  # noqa: ARG002
+        """Say no: a thread cannot be ended."""
+        return False
+
+    def _fail_all(self, error: PlaitError) -> None:
+        """Tell every future that there are no workers."""
+        while self._pending:
+            future = self._pending.pop()
+            if future.set_running_or_notify_cancel():
+                future.set_exception(error)
+
+    def close(self, *, cancel_futures: bool) -> list[threading.Thread]:
+        """Take nothing more."""
+        self._is_closed = True
+        if cancel_futures:
+            for future in list(self._pending):
+                future.cancel()
+        return []
+
+    def leave(self) -> None:
+        """Let the queued calls run, and the threads end."""
+        self._backend.close()
+        self._lane.close()
+
+    def abandon(self) -> None:
+        """In a forked child: workers and futures are the parent's."""
+        self._is_closed = True
+        self._pending = set()
+
+
+def closed_error() -> PoolClosed:
+    """Return what is raised when something is submitted after the shutdown."""
+    return PoolClosed("cannot schedule new futures after shutdown of this executor")
+
+
+class LaneDesk:
+    """Futures of tasks that go through a lane.
+
+    What is submitted waits here until a worker has room for it, and can be cancelled until then.
+    """
+
+    def __init__(self, backend: Backend, setting: Setting) -> None:
+        self._backend = backend
+        self._setting = setting
+        self._is_driven = backend.traits.is_driven
+        self._lock = threading.Lock()  # guards everything below
+        self._changed = threading.Condition(self._lock)
+        self._lane: Lane | None = None
+        self._waiting: deque[tuple[PlaitFuture[Any], Any]] = deque()
+        self._futures: dict[int, PlaitFuture[Any]] = {}  # given to workers, by index
+        self._awaited: list[PlaitFuture[Any]] = []  # by threads that drive meanwhile
+        self._count = 0
+        self._task_s: float | None = None
+        self._is_closed = False
+        self._keeper: threading.Thread | None = None
+        self._keeper_rests = False  # until it is notified
+        self._keeper_drives = False
+        self._is_attended = not self._is_driven  # the keeper drives without a delay
+
+    # --- In ------------------------------------------------------------------------------
+
+    def submit(self, future: PlaitFuture[Any], task: tuple[Any, ...]) -> None:
+        """Queue a task, and send it if a worker is free for it."""
+        if self._backend.traits.shares_memory:  # each task sees the caller's context variables
+            fn, args, kwargs = task
+            task = (copy_context().run, (fn, *args), kwargs)
+        with self._lock:
+            if self._is_closed:
+                raise closed_error()
+            self._waiting.append((future, task))
+            self._send()
+            if self._keeper_rests:
+                self._changed.notify()
+            elif self._keeper is None:
+                self._start_keeper()
+
+    def _send(self) -> None:
+        """Give waiting tasks to the workers that have room."""
+        is_brief = self._task_s is not None and self._task_s < BRIEF_S
+        depth = self._backend.traits.queue_depth if is_brief else 1
+        while self._waiting:
+            if self._lane and self._lane.pending >= self._backend.max_workers * depth:
+                return
+            future, task = self._waiting.popleft()
+            if future.set_running_or_notify_cancel():
+                self._send_one(future, task, is_brief=is_brief)
+
+    def _send_one(self, future: PlaitFuture[Any], task: Any, *, is_brief: bool) -> None:
+        index, self._count = self._count, self._count + 1
+        self._futures[index] = future
+        try:
+            if self._lane is None:
+                self._lane = self._backend.open_lane(Call(invoke, "task"), self._setting)
+            self._lane.submit(Chunk(index, [task], brief=is_brief))
+        except PlaitError as error:  # there are no workers
+            del self._futures[index]
+            future.set_exception(error)
+
+    # --- Out -----------------------------------------------------------------------------
+
+    def wait_for(self, future: PlaitFuture[Any], timeout: float | None) -> None:
+        """Read outcomes until a future is done, or time is up, or others will do it."""
+        if not self._is_driven:
+            return
+        deadline = math.inf if timeout is None else monotonic() + timeout
+        with self._lock:
+            self._awaited.append(future)
+            lane = self._lane
+        try:
+            if self._keeper_drives and lane is not None:
+                lane.wake()  # it leaves the driving to us
+            left = timeout
+            while self._advance(left, future.done) and not future.done():
+                left = None if timeout is None else deadline - monotonic()
+                if left is not None and left <= 0:
+                    return
+        finally:
+            with self._lock:
+                self._awaited.remove(future)
+                if self._keeper_rests and self._is_busy and not self._awaited:
+                    self._changed.notify()
+
+    def _advance(self, timeout: float | None, until: Callable[[], bool]) -> bool:
+        """Wait for outcomes, and resolve their futures; False if there is nothing to wait for."""
+        lane = self._lane
+        if lane is None or not lane.pending:
+            return False
+        with Shield(lane.wake):  # Ctrl-C is not to come between a result and its future
+            try:
+                if self._is_driven:
+                    finished = cast("DrivenLane", lane).wait_outcomes(timeout, until)
+                else:
+                    finished = lane.wait_outcomes(timeout)
+            except Exception as error:  # noqa: BLE001  no workers any more: every future is told
+                self._fail_all(error)
+                return False
+            for stretch in finished:
+                self._resolve(stretch)
+        return True
+
+    def _resolve(self, finished: Finished) -> None:
+        with self._lock:
+            indices = range(finished.first, finished.first + len(finished.values))
+            futures = [self._futures.pop(index, None) for index in indices]
+            if futures:
+                self._task_s = finished.seconds / len(futures)
+                self._setting.limits.time.learn(finished)
+            self._send()
+        for place, future in enumerate(futures):
+            if future is None:  # it was cancelled meanwhile
+                continue
+            error = finished.errors.get(place)
+            if error is None:
+                future.set_result(finished.values[place])
+            else:
+                future.set_exception(error)
+        self._wake_others(futures)
+
+    def _wake_others(self, futures: list[PlaitFuture[Any] | None]) -> None:
+        """Tell the threads that sleep in the lane while this one drove for them."""
+        if len(self._awaited) < 2 and not self._keeper_drives:
+            return
+        with self._lock:
+            if any(future in futures for future in self._awaited):
+                assert self._lane is not None
+                self._lane.wake()
+
+    def _fail_all(self, error: Exception) -> None:
+        with self._lock:
+            futures = [*self._futures.values(), *(future for future, _ in self._waiting)]
+            self._futures.clear()
+            self._waiting.clear()
+        for future in futures:
+            if not future.cancelled():
+                future.set_exception(error)
+
+    def end_task(self, future: PlaitFuture[Any]) -> bool:
+        """End the running task of a future, if the backend can; it is then cancelled."""
+        with self._lock:
+            index = next((at for at, one in self._futures.items() if one is future), None)
+            lane = self._lane
+        if index is None or lane is None or not lane.cancel(index):
+            return False
+        with self._lock:
+            # If it has just finished, the result was there first.
+            return self._futures.pop(index, None) is not None
+
+    # --- The keeper ------------------------------------------------------------------------
+
+    @property
+    def _is_busy(self) -> bool:
+        return bool(self._futures or self._waiting)
+
+    def attend(self) -> None:
+        """Have the keeper drive at once, as long as something is pending."""
+        if self._is_driven:
+            with self._lock:
+                self._is_attended = self._is_busy
+                if self._keeper_rests:
+                    self._changed.notify()
+
+    def _start_keeper(self) -> None:
+        self._keeper = threading.Thread(target=self._keep, name="plait-executor", daemon=True)
+        self._keeper.start()
+
+    def _keep(self) -> None:
+        """Read outcomes when nobody else does; end after the last one."""
+        while self._await_turn():
+            self._advance(None, lambda: bool(self._awaited))
+            self._keeper_drives = False
+
+    def _await_turn(self) -> bool:
+        """Block until the keeper is to drive; False if it never will be again."""
+        with self._lock:
+            while True:
+                if not self._is_busy:
+                    if self._is_closed:
+                        return False
+                    self._is_attended = not self._is_driven
+                    self._rest()
+                elif self._awaited:
+                    self._rest()
+                elif self._is_attended or self._is_quiet():
+                    self._keeper_drives = True
+                    self._send()
+                    return True
+
+    def _rest(self) -> None:
+        self._keeper_rests = True
+        self._changed.wait()
+        self._keeper_rests = False
+
+    def _is_quiet(self) -> bool:
+        """Wait a moment; whether nobody has submitted anything, or waited, in it."""
+        before = (self._count, len(self._futures), len(self._waiting))
+        self._changed.wait(TAKE_OVER_S)
+        now = (self._count, len(self._futures), len(self._waiting))
+        return before == now and not self._awaited
+
+    # --- The end ---------------------------------------------------------------------------
+
+    def close(self, *, cancel_futures: bool) -> list[threading.Thread]:
+        """Take nothing more; the keeper ends once all is done."""
+        with self._lock:
+            self._is_closed = True
+            self._is_attended = True
+            if cancel_futures:
+                for future, _ in self._waiting:
+                    future.cancel()
+            self._changed.notify_all()
+            return [self._keeper] if self._keeper is not None else []
+
+    def leave(self) -> None:
+        """Let go of the workers."""
+        if self._lane is not None:
+            self._lane.close()
+        self._backend.close()
+
+    def abandon(self) -> None:
+        """In a forked child: workers and futures are the parent's."""
+        self._lock = threading.Lock()  # another thread may have held it
+        self._changed = threading.Condition(self._lock)
+        self._keeper = self._lane = None
+        self._is_closed = True
