@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 
-from plait import pools
-from plait.backends import child
+from plait import pools, server_process
 
 # A shell that runs the tests in the background has them ignore Ctrl-C, and so would the
 # programs that they start to send it to.
@@ -136,7 +135,7 @@ def clean() -> Iterator[None]:
 def close_all() -> None:
     """Close what plait keeps between calls, as at the end of a program."""
     pools._pools.close()
-    child.close_server()
+    server_process.server.close()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -61,7 +61,7 @@ OWN_SETTINGS = ("PYTHONWARNINGS", "PYTHONDEVMODE")  # of whoever runs the tests
 
 
 def test_interpreter_settings_are_passed_on() -> None:
-    code = "from plait.host import python_command as c; print(c('a.b')[1:6])"
+    code = "from plait.server_process import python_command as c; print(c('a.b')[1:6])"
     done = subprocess.run(
         [sys.executable, "-O", "-W", "error", "-X", "utf8", "-c", code],
         capture_output=True,

@@ -440,9 +440,9 @@ def test_what_was_submitted_is_done_before_the_program_ends(
 
 ENDS = """
 import sys, plait
-from plait.backends import child
+from plait.server_process import ServerProcess
 plait.map(abs, [-1], backend="processes", start_method=sys.argv[1])
-child._Server._start = lambda self: print("a server was started at exit")
+ServerProcess._start = lambda self: print("a server was started at exit")
 """
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import plait
-from plait.backends import child, processes
+from plait.backends import processes, thread_launcher
 from tests.conftest import close_all, double
 
 pytestmark = pytest.mark.usefixtures("clean", "without_server")
@@ -21,7 +21,7 @@ OPTIONS: dict[str, Any] = {"backend": "processes", "start_method": "spawn", "max
 
 @pytest.fixture
 def without_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(processes, "open_launcher", lambda _: child.ThreadLauncher())
+    monkeypatch.setattr(processes, "open_launcher", lambda _: thread_launcher.ThreadLauncher())
     yield
     close_all()
 
@@ -49,7 +49,7 @@ def test_a_worker_that_is_killed_fails_one_task(
     monkeypatch: pytest.MonkeyPatch, has_page: bool
 ) -> None:
     if not has_page:  # as on Windows
-        monkeypatch.setattr(child, "new_page_fd", lambda: -1)
+        monkeypatch.setattr(thread_launcher, "new_page_fd", lambda: -1)
     given = {"chunksize": 3, "ordered": True, **OPTIONS}
     outcomes = list(plait.run(kill_at_five, range(12), **given))
     error = outcomes.pop(5).error
@@ -61,7 +61,7 @@ def test_a_worker_that_is_killed_fails_one_task(
 @pytest.mark.parametrize("has_page", [True, False])
 def test_a_task_over_its_time_is_ended(monkeypatch: pytest.MonkeyPatch, has_page: bool) -> None:
     if not has_page:
-        monkeypatch.setattr(child, "new_page_fd", lambda: -1)
+        monkeypatch.setattr(thread_launcher, "new_page_fd", lambda: -1)
     given = {"chunksize": 3, "ordered": True, "task_timeout": 0.5, **OPTIONS}
     outcomes = list(plait.run(hang_at_five, range(12), **given))
     assert isinstance(outcomes.pop(5).error, plait.TaskTimeout)

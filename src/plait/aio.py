@@ -13,6 +13,7 @@ from plait.calls import attach, check, listed, prepare, style_of
 from plait.choice import is_coroutine
 from plait.outcome import Call, Finished, Outcome
 from plait.plan import MOST_COROUTINES
+from plait.server_process import start_early
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -67,6 +68,8 @@ def _prepare_async(
     *,
     keeps: bool = False,
 ) -> Run:
+    if options.backend == "processes":
+        start_early()
     backend = None
     if is_coroutine(fn):
         workers = options.max_workers or MOST_COROUTINES

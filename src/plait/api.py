@@ -89,6 +89,7 @@ def imap(
     (0, 1, 4)
     >>> squares.close()
     """
+    _start_server(options)
     from plait.calls import yield_values
 
     return yield_values(fn, iterables, options)
@@ -109,6 +110,7 @@ def run(fn: Callable[..., Any], /, *iterables: Iterable[Any], **options: Unpack[
     1 ZeroDivisionError('division by zero')
     2 0.25
     """
+    _start_server(options)
     from plait.calls import make_run
 
     return make_run(fn, iterables, options)
@@ -120,6 +122,18 @@ def _map(fn: Any, style: str, iterables: tuple[Iterable[Any], ...], options: Any
         start = Start(iterables)
         if start.run(fn, style):
             return start.values
+    _start_server(options)
     from plait.calls import collect_values
 
     return collect_values(fn, style, iterables, options, start)
+
+
+def _start_server(options: Any) -> None:
+    """Have the server that starts processes load while the rest of plait is loaded here.
+
+    A call with a memory limit wants processes as well.
+    """
+    if options.get("backend") == "processes" or options.get("memory_limit"):
+        from plait.server_process import start_early
+
+        start_early()

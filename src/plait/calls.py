@@ -7,17 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from plait.choice import is_coroutine
 from plait.errors import OptionError
+from plait.inputs import can_slice
 from plait.options import Options
 from plait.outcome import Call
 from plait.quick import Start, join, total_of
 from plait.runs import Run
 
 if TYPE_CHECKING:
-    from plait.backends import Backend
+    from plait.backends.contract import Backend
 
 __all__ = [
     "attach",
@@ -45,7 +46,10 @@ def collect_values(
     if start is None:
         made = prepare(call, iterables, options, keeps=True)
     else:
-        made = Run(call, start.rest, start.total, options, keeps=True, start=start)
+        items = start.rest
+        if start.is_cut and len(iterables) == 1 and can_slice(iterables[0]):
+            items = cast("Any", iterables[0])[len(start.items) :]
+        made = Run(call, items, start.total, options, keeps=True, start=start)
     try:
         made.collect()
     except BaseException as error:  # Ctrl-C, too, carries what was finished
@@ -101,7 +105,9 @@ def prepare(
     if not iterables:
         raise TypeError("plait needs at least one iterable of items")
     total = total_of(iterables)
-    return Run(call, join(iterables), total, options, backend=backend, keeps=keeps)
+    is_one = len(iterables) == 1 and can_slice(iterables[0])
+    items = iterables[0] if is_one else join(iterables)
+    return Run(call, items, total, options, backend=backend, keeps=keeps)
 
 
 def _nth(place: int) -> str:

@@ -228,9 +228,10 @@ class Channel:
         """Whether something waits to be sent until the kernel has room."""
         return bool(self._outbox.pieces)
 
-    def send(self, message: object) -> None:
-        """Send a message, as much of it now as goes."""
-        self._outbox.add(message)
+    def send(self, *messages: object) -> None:
+        """Send messages, as much of them now as goes."""
+        for message in messages:
+            self._outbox.add(message)
         self.flush()
 
     def flush(self) -> None:

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 from plait import pools, wire
 from plait.errors import NotPicklable
 from plait.host import cpu_count
-from plait.plan import Facts, Plan, Sample, choose
+from plait.plan import Facts, Plan, Sample, choose, may_be_worth_processes
+from plait.server_process import start_early
 from plait.worker import depth
 
 if TYPE_CHECKING:
     from plait.options import Options
 
-__all__ = ["decide", "is_coroutine"]
+__all__ = ["decide", "is_coroutine", "look_ahead"]
 
 
 def decide(
@@ -27,11 +28,13 @@ def decide(
     remaining: int | None = None,
 ) -> Plan:
     """Make the plan for what remains after a sample (``remaining`` tasks; None: unknown)."""
+    is_settled = options.backend != "auto" and options.max_workers is not None
+    needs_cpus = remaining != 0 and not is_settled
     has_choice = sample is not None and remaining != 0
     return choose(
         options,
         Facts(
-            cpus=1 if remaining == 0 else cpu_count(),  # a short run is not to wait for files
+            cpus=cpu_count() if needs_cpus else 1,  # a short run is not to wait for files
             is_coroutine=is_coroutine(fn),
             is_nested=depth() > 0,
             sample=sample,
@@ -40,6 +43,15 @@ def decide(
             is_warm=pools.is_warm("processes"),
         ),
     )
+
+
+def look_ahead(options: Options, sample: Sample | None, remaining: int | None) -> None:
+    """Have the server start already if the sample, as far as it has come, speaks for processes."""
+    if sample is None or not may_be_worth_processes(sample, remaining):
+        return
+    facts = Facts(cpu_count(), is_nested=depth() > 0, sample=sample, remaining=remaining)
+    if choose(options, facts).backend == "processes":
+        start_early()
 
 
 def is_coroutine(fn: Callable[..., Any]) -> bool:

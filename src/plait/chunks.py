@@ -22,7 +22,7 @@ TINY_S = 0.000_05
 """Tasks below this go together: one pickle, one time, nothing noted in between."""
 GROWTH = 8
 """How much larger a chunk may be than the largest one whose time is known."""
-MOST_TASKS = 4096
+MOST_TASKS = 65_536
 """The largest chunk that "auto" makes."""
 MEMORY = 0.7
 """What an old measurement keeps of its weight when a new one comes."""

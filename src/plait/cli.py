@@ -24,6 +24,7 @@ from plait.cli_items import UsageError, load_function, open_items
 from plait.errors import OptionError, PlaitError, UnknownOption
 from plait.json_lines import json_line
 from plait.options import BACKENDS, START_METHODS, OptionArgs, Options
+from plait.server_process import start_early
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -173,6 +174,8 @@ def _map(
     }
     with _exit_codes(), _take_stdout() as out:
         options = _check(given)
+        if backend == "processes":
+            start_early()  # while the function's module is imported
         with open_items(items or [], range_, input_, jsonl=jsonl) as source:
             mapping = _Mapping(load_function(function), source, options, out)
             try:

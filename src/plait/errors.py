@@ -7,8 +7,7 @@ option made no sense. Every class can be pickled and carries its facts as attrib
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 __all__ = [
     "MemoryLimitExceeded",
@@ -91,11 +90,10 @@ class NotPicklable(PlaitError):
         return broken
 
 
-@dataclass(frozen=True, slots=True)
-class Victim:
+class Victim(NamedTuple):
     """A task that failed with its worker, as an error tells of it."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # as an Outcome has; not the method of tuples
     item: str  # "parse('a.html')"
     attempt: int
     worker: str
@@ -121,7 +119,7 @@ class TaskError(PlaitError):
     @classmethod
     def _make(cls, victim: Victim, text: str) -> Self:
         error = cls(text)
-        error.__dict__.update(asdict(victim))
+        error.__dict__.update(victim._asdict())
         return error
 
 

@@ -15,7 +15,8 @@ from concurrent.futures import Future
 from queue import Empty, SimpleQueue
 from typing import Any, Literal, TypeVar
 
-from plait.backends import Setting, open_backend
+from plait.backends import open_backend
+from plait.backends.contract import Setting
 from plait.backends.threads import ThreadBackend
 from plait.calls import check, prepare, values_of
 from plait.errors import OptionError
@@ -25,6 +26,7 @@ from plait.limits import Limits
 from plait.options import Options
 from plait.outcome import Call
 from plait.plan import Facts, choose
+from plait.server_process import start_early
 
 __all__ = ["Executor"]
 
@@ -83,6 +85,8 @@ class Executor(concurrent.futures.Executor):
         if self._options.backend == "auto":
             allowed = "'threads', 'processes', 'asyncio' or 'serial'; only map() can measure first"
             raise OptionError("backend", "auto", allowed)
+        if self._options.backend == "processes":
+            start_early()  # while what it needs here is loaded
         plan = choose(self._options, Facts(cpu_count()))
         self._backend = open_backend(plan.backend, plan.max_workers, self._options)
         setting = Setting(Limits.of(self._options))

@@ -29,8 +29,7 @@ from plait.shield import Shield
 from plait.worker import invoke
 
 if TYPE_CHECKING:
-    from plait.backends import Backend, Lane, Setting
-    from plait.backends.contract import DrivenLane
+    from plait.backends.contract import Backend, DrivenLane, Lane, Setting
     from plait.backends.threads import ThreadBackend
 
 __all__ = ["CallDesk", "Desk", "LaneDesk", "PlaitFuture", "closed_error"]

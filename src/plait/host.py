@@ -25,7 +25,6 @@ __all__ = [
     "monotonic",
     "oom_kills",
     "process_groups",
-    "python_command",
     "thread_cpu_s",
     "worker_mark",
 ]
@@ -245,27 +244,3 @@ def _physical_bytes() -> int:
         import psutil
 
         return int(psutil.virtual_memory().total)
-
-
-def python_command(function: str, *numbers: int) -> list[str]:
-    """Return the command by which a fresh Python calls ``module.function(*numbers)``.
-
-    It has this Python's ``-O``, ``-W`` and ``-X`` settings and its ``sys.path``.
-    """
-    arguments = [sys.executable]
-    if sys.flags.optimize:
-        arguments.append("-" + "O" * sys.flags.optimize)
-    for warning in sys.warnoptions:
-        arguments += ["-W", warning]
-    for name, value in sys._xoptions.items():  # noqa: SLF001  documented by CPython
-        arguments += ["-X", name if value is True else f"{name}={value}"]
-    module, _, name = function.rpartition(".")
-    return [*arguments, "-c", _BOOT, module, name, *map(str, numbers), "--", *sys.path]
-
-
-# Run as `-c BOOT module function numbers... -- sys.path...`.
-_BOOT = (
-    "import sys; n = sys.argv.index('--'); sys.path[:] = sys.argv[n + 1:]; "
-    "from importlib import import_module; "
-    "getattr(import_module(sys.argv[1]), sys.argv[2])(*map(int, sys.argv[3:n]))"
-)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
 from queue import Empty, SimpleQueue
@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from plait.host import monotonic
 
-__all__ = ["DirectInput", "Input", "ThreadedInput"]
+__all__ = ["DirectInput", "Input", "SlicedInput", "ThreadedInput", "can_slice"]
 
 READ_S = 0.005
 """Reading this long at a time; then it is looked whether something finished."""
@@ -41,7 +41,7 @@ class Input(Protocol):
         """Let so many items be read, counted from the first."""
         ...
 
-    def take(self, count: int) -> list[Any]:
+    def take(self, count: int) -> Sequence[Any]:
         """Return up to ``count`` of the next items: those that can be had without waiting."""
         ...
 
@@ -109,6 +109,51 @@ class DirectInput:
     def close(self) -> None:
         """Read no more."""
         self.has_ended = True
+
+
+def can_slice(items: object) -> bool:
+    """Whether a slice of these items is the same as a list of them, and cheaper.
+
+    The slice of a range is two numbers, and that of an array one stretch of memory, where a
+    list would have an object for each item.
+    """
+    kind = type(items)
+    is_array = kind.__name__ == "ndarray" and kind.__module__ == "numpy"
+    return kind is range or (is_array and bool(getattr(items, "ndim", 0)))
+
+
+class SlicedInput:
+    """Items that are there already, taken as slices."""
+
+    error: BaseException | None = None
+
+    def __init__(self, items: Sequence[Any]) -> None:
+        self._items = items
+        self._taken = 0
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether there is nothing more to take."""
+        return self._taken >= len(self._items)
+
+    def allow(self, count: int) -> None:
+        """Do nothing: nothing is read."""
+
+    def take(self, count: int) -> Sequence[Any]:
+        """Return the next ``count`` items; none for a count below 0."""
+        start = self._taken
+        self._taken = min(start + max(count, 0), len(self._items))
+        return self._items[start : self._taken]
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Return at once: nothing has to be waited for."""
+
+    def wake(self) -> None:
+        """Do nothing: nobody waits."""
+
+    def close(self) -> None:
+        """Take no more."""
+        self._taken = len(self._items)
 
 
 class ThreadedInput:

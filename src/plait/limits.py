@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from plait.errors import TaskTimeout, Victim
@@ -55,12 +54,12 @@ class TimeLimit:
             self.seconds = max(self._factor * median, LEAST_RELATIVE_S)
 
 
-@dataclass(slots=True)
 class Limits:
     """The limits for the tasks of one lane; ``time`` may change while they run."""
 
-    time: TimeLimit = field(default_factory=TimeLimit)
-    memory_bytes: int | None = None
+    def __init__(self, time: TimeLimit | None = None, memory_bytes: int | None = None) -> None:
+        self.time = time or TimeLimit()
+        self.memory_bytes = memory_bytes
 
     @classmethod
     def of(cls, options: Options) -> Limits:

@@ -8,12 +8,12 @@ for who wants to see them one by one (a map of a million squares never does).
 from __future__ import annotations
 
 from contextvars import Context
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 __all__ = ["Attempt", "Call", "Chunk", "Finished", "Outcome", "Stretch", "Times", "short"]
 
@@ -106,8 +106,7 @@ def _name(fn: Any) -> str:
     return getattr(fn, "__name__", None) or type(fn).__name__
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+class Chunk(NamedTuple):
     """Tasks sent together: ``items`` are those from index ``first`` on.
 
     Tasks *together* are known to be tiny: one pickle carries them all and nothing is
@@ -117,7 +116,7 @@ class Chunk:
     """
 
     first: int
-    items: list[Any]
+    items: Sequence[Any]
     together: bool = False
     brief: bool = False
     earlier: tuple[Attempt, ...] = ()
@@ -150,12 +149,11 @@ class Stretch(NamedTuple):
     queued_s: float = 0.0  # of these times the worker had no CPU for so long
 
 
-@dataclass(frozen=True, slots=True)
-class Finished:
+class Finished(NamedTuple):
     """A stretch of finished tasks as the near side keeps it: from index ``first`` on."""
 
     first: int
-    items: list[Any]
+    items: Sequence[Any]
     values: list[Any]
     errors: dict[int, BaseException]
     times: list[Times]
@@ -183,8 +181,7 @@ class Finished:
         times = self.times
         if len(times) < len(self.values):
             times = [(outcome.started, outcome.seconds) for outcome in self.outcomes()]
-        return replace(
-            self,
+        return self._replace(
             first=self.first + start,
             items=self.items[start:end],
             values=self.values[start:end],

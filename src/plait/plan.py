@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from plait.options import Options
 
-__all__ = ["Facts", "Plan", "Sample", "choose"]
+__all__ = ["Facts", "Plan", "Sample", "choose", "may_be_worth_processes"]
 
 WAITS_BELOW = 0.5
 """A task that is on a CPU for less than this share of its time is waiting for something."""
@@ -25,8 +25,7 @@ MOST_THREADS = 32
 MOST_COROUTINES = 100
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
+class Sample(NamedTuple):
     """What the first tasks told, run in place.
 
     ``tasks`` of them took ``task_s`` seconds each (mean), of which the thread was on a
@@ -38,8 +37,7 @@ class Sample:
     cpu_share: float
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
+class Facts(NamedTuple):
     """All that a choice depends on, besides the options."""
 
     cpus: int
@@ -117,6 +115,12 @@ def _choose_by_sample(facts: Facts, sample: Sample, max_workers: int | None) -> 
             return "threads", f"{share} ({_task_text(sample)})."
         return "serial", f"what remains is short ({_task_text(sample)})."
     return _choose_for_cpu(facts, sample, left_s, max_workers)
+
+
+def may_be_worth_processes(sample: Sample, remaining: int | None) -> bool:
+    """Whether ``choose`` may say "processes" for what remains; looks at no other facts."""
+    left_s = math.inf if remaining is None else remaining * sample.task_s
+    return sample.cpu_share >= WAITS_BELOW and left_s >= START_S["processes"]
 
 
 def _choose_for_cpu(

@@ -12,13 +12,13 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from plait.backends import Backend, close_servers, open_backend
+from plait.backends import open_backend
 from plait.host import monotonic
 
 if TYPE_CHECKING:
+    from plait.backends.contract import Backend
     from plait.options import Options
     from plait.plan import Plan
 
@@ -29,15 +29,15 @@ IDLE_S = 30.0
 Key = tuple[str, int, str | None, int | None]
 
 
-@dataclass(slots=True)
 class _Warm:
     """A pool and who uses it; one that is not kept takes no new users."""
 
-    key: Key
-    backend: Backend
-    users: int = 0
-    idle_since: float = 0.0
-    is_kept: bool = True
+    def __init__(self, key: Key, backend: Backend) -> None:
+        self.key = key
+        self.backend = backend
+        self.users = 0
+        self.idle_since = 0.0
+        self.is_kept = True
 
 
 class _Pools:
@@ -120,13 +120,13 @@ _pools = _Pools()
 
 @atexit.register
 def _close_all() -> None:
-    """Close the pools, then what they share.
+    """Close the pools.
 
-    Exit functions run in the reverse order of their registration: this one comes
-    after that of executor.py, which imports this module, and whose tasks need their workers.
+    Exit functions run in the reverse order of their registration: this one comes after that of
+    executor.py, which imports this module, and whose tasks need their workers; and before that
+    of server_process.py, which is imported here.
     """
     _pools.close()
-    close_servers()
 
 
 if hasattr(os, "register_at_fork"):

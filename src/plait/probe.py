@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import copy_context
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -35,7 +35,7 @@ class Probe:
     def __init__(
         self,
         call: Call,
-        read: Callable[[int], list[Any]],
+        read: Callable[[int], Sequence[Any]],
         limit: Callable[[], float | None] = lambda: None,
     ) -> None:
         """``read`` returns up to so many of the next items, none at the end.
@@ -74,7 +74,7 @@ class Probe:
             return None
         limit_s = self._limit()
         items = self._read(self._size if limit_s is None else 1)
-        if not items:
+        if not len(items):  # of an array the truth would be another question
             return None
         chunk = Chunk(self.tasks, items)
         if limit_s is not None:

@@ -72,6 +72,7 @@ class Start:
         total: how many items the whole input has, None if that is not known.
         items, values, errors, times: of the tasks that are done, as in ``outcome.Finished``.
         rest: the items that come after them.
+        is_cut: whether that is just what is left of the input, as time was up.
         before, after: the clocks of the thread.
     """
 
@@ -82,6 +83,7 @@ class Start:
         self.errors: dict[int, BaseException] = {}
         self.times: list[Times] = []
         self.rest = join(iterables)
+        self.is_cut = False
         self.before = self.after = read_thread_clock()
 
     def run(self, fn: Callable[..., Any], style: str) -> bool:
@@ -94,6 +96,7 @@ class Start:
                 started = monotonic()
                 if started >= until:
                     self.rest = chain((item,), self.rest)
+                    self.is_cut = True
                     break
                 items.append(item)
                 value = fn(*item) if is_star else fn(item)

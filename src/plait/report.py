@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from plait.errors import size_text
 from plait.host import cpu_count
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ class Report:
         retries: how often a failed task was tried again.
         abandoned: tasks on threads, or coroutines, that ran over their time, could not be ended,
             and may still be running.
+        shared_bytes: shared memory in which large items and results lay, at most.
         workers: the names of the workers that finished something; "main" is the caller.
     """
 
@@ -39,6 +41,7 @@ class Report:
     queued_s: float = 0.0
     retries: int = 0
     abandoned: int = 0
+    shared_bytes: int = 0
     workers: set[str] = field(default_factory=set)
 
     def add(self, finished: Finished) -> None:
@@ -83,6 +86,7 @@ class Report:
                 f"for-loop  {self.loop_s:.3f} s, the times of the tasks added up"
                 + self._prediction_text(),
                 f"speed-up  {self.speedup:.2f} x",
+                *([f"shared    {size_text(self.shared_bytes)}"] if self.shared_bytes else []),
             )
         )
 

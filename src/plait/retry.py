@@ -5,7 +5,6 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from plait.errors import NotPicklable
@@ -108,4 +107,4 @@ class Retries:
         """Return all that wait; their last errors are final."""
         waiting, self._waiting = self._waiting, []
         waiting.sort(key=lambda entry: entry[:2])
-        return [replace(failed, is_given_up=True) for _, _, failed in waiting]
+        return [failed._replace(is_given_up=True) for _, _, failed in waiting]

@@ -8,20 +8,27 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from queue import Empty, SimpleQueue
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from plait import pools
 from plait.backends.contract import Setting
-from plait.choice import decide, is_coroutine
+from plait.choice import decide, is_coroutine, look_ahead
 from plait.chunks import ChunkSizer
 from plait.errors import RunTimeout, TaskError
 from plait.host import monotonic
-from plait.inputs import READ_S, DirectInput, Input, ThreadedInput
+from plait.inputs import (
+    READ_S,
+    DirectInput,
+    Input,
+    SlicedInput,
+    ThreadedInput,
+    can_slice,
+)
 from plait.limits import Limits
 from plait.outcome import Call, Chunk, Finished, Outcome
 from plait.plan import Plan, Sample
@@ -31,7 +38,7 @@ from plait.report import Report
 from plait.retry import Retries, RetryPolicy
 
 if TYPE_CHECKING:
-    from plait.backends import Backend, Lane
+    from plait.backends.contract import Backend, Lane
     from plait.options import Options
     from plait.quick import Start
 
@@ -78,7 +85,7 @@ class Run:
         self.report = Report()
         self._call = call
         self._total = total
-        self._items = iter(items)
+        self._items = items if can_slice(items) else iter(items)
         self._input: Input = DirectInput(iter(()))  # until it starts
         self._options = options
         self._backend = backend
@@ -92,7 +99,11 @@ class Run:
         self._depth = 1  # chunks that a worker may have at once
         self._feeds = True  # false once the input ended, an error stopped it, or it was cancelled
         self._is_stopped = False  # by an error, or by who called stop(): nothing new starts
-        self._setting = Setting(Limits.of(options), options.prefix_output)
+        # Where all is kept until the end, the caller is in map() and cannot change an item.
+        keeps_items = keeps and total is not None
+        self._setting = Setting(
+            Limits.of(options), prefix_output=options.prefix_output, keeps_items=keeps_items
+        )
         self._retries = Retries(RetryPolicy(options), _draw)
         self._bell: SimpleQueue[None] = SimpleQueue()  # rung to end a wait for the next try
         self._deadline = math.inf
@@ -226,6 +237,9 @@ class Run:
 
     def _open_input(self) -> Input:
         """Read the input here, or in a thread if somebody waits for results meanwhile."""
+        if can_slice(self._items):
+            return SlicedInput(cast("Sequence[Any]", self._items))
+        self._items = iter(self._items)
         if self._total is not None or (self._keeps and self._options.timeout is None):
             return DirectInput(self._items)
         if self._options.backend == "serial" and self._options.timeout is None:  # the plain loop
@@ -253,6 +267,7 @@ class Run:
         ):
             self._note(finished)
         self.report.abandoned += lane.abandoned
+        self.report.shared_bytes = max(self.report.shared_bytes, lane.shared_bytes)
 
     def _work(self, lane: Lane, plan: Plan) -> Iterator[Finished]:
         sizer = ChunkSizer(
@@ -267,6 +282,8 @@ class Run:
                 yield from self._settle(self._retries.give_up())
             if not (lane.pending or self._feeds or self._retries):
                 return
+            if not self._feeds or self._fed == self._total:
+                lane.end_input()
             self._check_time()
             if lane.pending:
                 batch = lane.wait_outcomes(self._patience() if is_full else 0.0)
@@ -318,7 +335,7 @@ class Run:
             started = monotonic()
             first = self._fed
             items = self._take(size.tasks, size.tasks * workers * self._depth, workers)
-            if not items:
+            if not len(items):
                 return True
             # A limit is for one task: so each has its own time, and nothing runs twice.
             limits = self._setting.limits
@@ -330,7 +347,7 @@ class Run:
                 return False
         return True
 
-    def _take(self, count: int, in_flight: int, workers: int) -> list[Any]:
+    def _take(self, count: int, in_flight: int, workers: int) -> Sequence[Any]:
         """Take items, at most ``count`` and as many as may be under way or wait unread."""
         if not self._feeds:
             return []
@@ -386,6 +403,7 @@ class Run:
                 self._check_time()  # it may be the whole call's time that is over
             yield from self._settle([finished])
             self._check_time()
+            look_ahead(self._options, probe.sample, self._remaining)
         self.plan = self.report.plan = self._choose(probe.sample)
 
     def _sample_limit(self) -> float | None:
@@ -396,10 +414,11 @@ class Run:
             return left if self._options.has_deadline else None
         return min(given, left)
 
-    def _take_now(self, count: int) -> list[Any]:
+    def _take_now(self, count: int) -> Sequence[Any]:
         """Take items for the sample; wait for the first if need be."""
         while self._feeds:
-            if items := self._take(count, count, 1):
+            items = self._take(count, count, 1)
+            if len(items):
                 return items
             self._input.wait(self._patience())
             self._check_time()
@@ -409,10 +428,14 @@ class Run:
         if self._backend is not None:
             name, workers = self._backend.traits.name, self._backend.max_workers
             return Plan(name, workers, self._options.chunksize, "it is open.")
-        remaining = None if self._total is None else self._total - self._fed
-        return decide(
-            self._call.fn, self._options, sample, remaining=remaining if self._feeds else 0
-        )
+        return decide(self._call.fn, self._options, sample, remaining=self._remaining)
+
+    @property
+    def _remaining(self) -> int | None:
+        """How many tasks were not fed yet; None: unknown."""
+        if not self._feeds:
+            return 0
+        return None if self._total is None else self._total - self._fed
 
 
 def _draw() -> float:

@@ -1,15 +1,15 @@
 """Look about for a moment before going to sleep, where that pays.
 
-A sleeping process that is woken takes some 30 µs until it runs, on another CPU: longer than
-everything else in sending a task to a warm worker and having its result back. So whoever
-waits looks for a moment whether it is there already, and gives the CPU away between two looks,
-before it sleeps. It does so only while its waits have been that short: a worker that waits for
-milliseconds, or a pool whose CPUs are all at work, sleeps at once.
+A sleeping process that is woken takes some 30 µs until it runs, on another CPU: about as long
+as everything else in sending a task to a warm worker and having its result back. So whoever
+waits looks for a moment whether it is there already before it sleeps. It does so only while its
+waits have been that short: a worker that waits for milliseconds, or a pool whose CPUs are all
+at work, sleeps at once. (Giving the CPU away between two looks, by sched_yield, made it slower
+wherever another program had work for that CPU.)
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -19,13 +19,11 @@ __all__ = ["Spin"]
 
 T = TypeVar("T")
 
-SPIN_S = 0.000_1
+SPIN_S = 0.000_07
 """How long it is looked about."""
 SHORT_S = 0.000_15
 """A wait that was shorter, waking up included, would have been over while looking about."""
 MOST_SKIPPED = 255
-
-yield_cpu = getattr(os, "sched_yield", lambda: None)
 
 
 class Spin:
@@ -57,4 +55,3 @@ class Spin:
                 # Perhaps whoever is to send something needs this very CPU for it.
                 self._to_skip = self._skipped = min(2 * self._skipped + 1, MOST_SKIPPED)
                 return None
-            yield_cpu()

@@ -9,7 +9,6 @@ exception that cannot be pickled must not surprise the side that waits for it.
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -83,6 +82,8 @@ def load_error(packed: PackedError) -> BaseException:
 
 def traceback_text(error: BaseException) -> str:
     """Format an exception as Python prints it, without plait's own frames on top."""
+    import traceback  # with textwrap and the rest it takes a millisecond
+
     try:
         shown = _without_own_frames(error.__traceback__)
         return "".join(traceback.format_exception(type(error), error, shown))

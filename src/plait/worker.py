@@ -79,6 +79,7 @@ def run_apart(
             value = None
             errors[len(values)] = error
         ended = monotonic()
+        item = None  # what is told of the tasks may say already that its memory is free
         values.append(value)
         times.append((started, ended - started))
         is_last = place == len(items) - 1
@@ -89,7 +90,7 @@ def run_apart(
 
 
 def run_together(
-    call: Call, items: list[Any], *, catch: tuple[type[BaseException], ...] = CATCH_ALL
+    call: Call, items: Sequence[Any], *, catch: tuple[type[BaseException], ...] = CATCH_ALL
 ) -> Stretch:
     """Run tiny tasks at the speed of ``list(map(fn, items))``, timed as one."""
     apply = starmap if call.style == "star" else map

@@ -2,45 +2,28 @@
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from plait.backends.contract import Backend, Lane, Setting, Traits
+from plait.server_process import CAN_FORK
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the server imports this package, and needs nothing of it
+    from collections.abc import Callable
+
+    from plait.backends.contract import Backend
     from plait.options import Options
 
-__all__ = [
-    "Backend",
-    "Lane",
-    "Setting",
-    "Traits",
-    "close_servers",
-    "default_start_method",
-    "open_backend",
-]
-
-Initializer = Callable[[], object] | None
+__all__ = ["default_start_method", "open_backend"]
 
 
 def default_start_method() -> str:
     """Return "server" where processes can be forked, else "spawn"."""
-    return "server" if hasattr(os, "fork") else "spawn"
-
-
-def close_servers() -> None:
-    """End what backends share and keep after the last pool is closed."""
-    child = sys.modules.get("plait.backends.child")
-    if child is not None:
-        child.close_server()
+    return "server" if CAN_FORK else "spawn"
 
 
 def open_backend(name: str, max_workers: int, options: Options) -> Backend:
     """Open a backend by name. Its module is imported now, not before."""
-    initializer: Initializer = None
+    initializer: Callable[[], object] | None = None
     if options.initializer is not None:
         initializer = partial(options.initializer, *options.initargs)
     if name == "serial" and not options.has_deadline:

@@ -137,6 +137,7 @@ class AsyncioLane:
         self._loop = loop
         self._limit = setting.limits.time
         self._context = setting.context
+        self.shared_bytes = 0
         self.abandoned = 0
         self.inbox = Inbox()
         self.tasks: dict[asyncio.Task[None], Chunk] = {}
@@ -221,6 +222,9 @@ class AsyncioLane:
     def wait_outcomes(self, timeout: float | None = None) -> list[Finished]:
         """Block until tasks finished."""
         return self.inbox.take(timeout)
+
+    def end_input(self) -> None:
+        """Do nothing: no task waits behind another while a worker is free."""
 
     def wake(self) -> None:
         """Have ``wait_outcomes`` return."""

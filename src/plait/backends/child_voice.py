@@ -35,9 +35,12 @@ def take_streams(out_fd: int, err_fd: int) -> None:
     mend_streams()
 
 
+STREAMS = ((1, "stdout"), (2, "stderr"))
+
+
 def mend_streams() -> None:
     """Make sys.stdout and sys.stderr anew if they are closed, as a task may have left them."""
-    for number, name in ((1, "stdout"), (2, "stderr")):
+    for number, name in STREAMS:
         stream = getattr(sys, name)
         if stream is None or stream.closed or stream is not getattr(sys, f"__{name}__"):
             stream = open(  # noqa: SIM115  it stays open

@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 import os
 import sys
-import sysconfig
 from collections.abc import Callable
 from functools import lru_cache, partial
 from types import CodeType, ModuleType
@@ -17,7 +16,8 @@ from typing import Any
 
 __all__ = ["CodeWatch"]
 
-_INSTALLED = tuple({path + os.sep for path in sysconfig.get_paths().values()})
+# The standard library, and all that lies in the folder of this Python or virtual environment.
+_INSTALLED = (os.path.dirname(os.__file__) + os.sep, sys.prefix + os.sep)  # noqa: PTH120
 
 
 class CodeWatch:

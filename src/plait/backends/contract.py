@@ -12,9 +12,8 @@ open at once, each used by one thread at a time, all from different threads.
 
 from __future__ import annotations
 
-from contextvars import Context, copy_context
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from contextvars import copy_context
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from plait.limits import Limits
 
@@ -26,8 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["Backend", "Lane", "Setting", "Traits"]
 
 
-@dataclass(frozen=True, slots=True)
-class Traits:
+class Traits(NamedTuple):
     """Facts about a backend."""
 
     name: str
@@ -40,7 +38,6 @@ class Traits:
     is_driven: bool = False
 
 
-@dataclass(frozen=True, slots=True)
 class Setting:
     """What holds for the tasks of one lane.
 
@@ -51,10 +48,17 @@ class Setting:
         keeps_items: whether nobody can change an item before the lane is closed.
     """
 
-    limits: Limits = field(default_factory=Limits)
-    prefix_output: bool = False
-    context: Context = field(default_factory=copy_context)
-    keeps_items: bool = False
+    def __init__(
+        self,
+        limits: Limits | None = None,
+        *,
+        prefix_output: bool = False,
+        keeps_items: bool = False,
+    ) -> None:
+        self.limits = limits or Limits()
+        self.prefix_output = prefix_output
+        self.context = copy_context()
+        self.keeps_items = keeps_items
 
 
 class Lane(Protocol):
@@ -79,6 +83,15 @@ class Lane(Protocol):
 
     def wake(self) -> None:
         """Have ``wait_outcomes``, in whatever thread, return soon, though with nothing."""
+        ...
+
+    def end_input(self) -> None:
+        """Hear that nothing more will be submitted, but for tasks that are tried again."""
+        ...
+
+    @property
+    def shared_bytes(self) -> int:
+        """How much shared memory its items and results took, at most; known once it is closed."""
         ...
 
     @property

@@ -52,6 +52,7 @@ class Job:
     seq: int = 0
     done: int = 0
     is_cancelled: bool = False
+    is_taken_back: bool = False  # what follows the chunk's last task now belongs to other jobs
 
 
 class Report(NamedTuple):
@@ -128,6 +129,11 @@ class Carrier(Protocol):
     most_tasks: int
     store: SegmentStore
 
+    @property
+    def shared_bytes(self) -> int:
+        """The shared memory that is taken now, by what is in it or was."""
+        ...
+
     def check_usable(self) -> None:
         """Raise the reason why no work can be taken, if there is one."""
         ...
@@ -140,6 +146,10 @@ class Carrier(Protocol):
         self, lane: ProcessLane, deadline: float | None, until: Callable[[], bool] | None
     ) -> list[Entry]:
         """Block until something arrived for a lane, or ``until`` is true."""
+        ...
+
+    def balance(self, lane: ProcessLane) -> None:
+        """Hear that nothing more will come for a lane."""
         ...
 
     def wake(self, lane: ProcessLane) -> None:
@@ -171,14 +181,17 @@ class ProcessLane:
         self.fn = self._lay_down_function(call.fn)
         self.variables = wire.pack_context(setting.context)
         self.pending = 0
+        self._has_ended = False  # nothing more will be submitted, but for what fails
         self._counting = threading.Lock()  # guards pending: one thread may submit, another wait
-        # The next five are guarded by the backend's lock.
+        # The next six are guarded by the backend's lock.
+        self.has_all = False  # what waits may go to who is free
         self.is_woken = False
         self.inbox: deque[Entry] = deque()
         self.arrived = threading.Condition(backend.lock)
         self.is_closed = False
         self.is_over = False  # nobody reads the inbox any more
         self.abandoned = 0  # processes can be ended
+        self.shared_bytes = 0
         self._backend = backend
         self._failed: list[Finished] = []  # tasks whose items could not be packed
 
@@ -187,7 +200,14 @@ class ProcessLane:
         self.segments = [offset for offset, _ in wire.segments_in(packed)]
         return packed
 
-    def _count(self, chunks: int) -> None:
+    @property
+    def is_large(self) -> bool:
+        """Whether it is worth a message of its own to have a worker forget the function."""
+        data, buffers, *bulk = self.fn
+        return len(data) >= wire.OUT_OF_BAND_BYTES or bool(buffers or bulk)
+
+    def count(self, chunks: int) -> None:
+        """Count chunks that were submitted, or, if negative, have finished."""
         with self._counting:
             self.pending += chunks
 
@@ -224,7 +244,7 @@ class ProcessLane:
                 if sealed:
                     self._send(chunk.part(place - len(sealed), place), sealed, sealed)
                     sealed = []
-                self._count(1)
+                self.count(1)
                 self._failed.append(_failed(chunk, place, error, "main", 0, monotonic()))
         if len(sealed) == len(chunk.items):
             self._send(chunk, sealed, sealed)
@@ -233,11 +253,11 @@ class ProcessLane:
 
     def _send(self, chunk: Chunk, items: Any, sealed: list[Any]) -> None:
         segments = [offset for one in sealed for offset, _ in wire.segments_in(one)]
-        self._count(1)
+        self.count(1)
         try:
             self._backend.enqueue(Job(self, chunk, items, segments))
         except BaseException:
-            self._count(-1)
+            self.count(-1)
             raise
 
     def wait_outcomes(
@@ -265,6 +285,12 @@ class ProcessLane:
             self.pending -= len(failed)
         return failed
 
+    def end_input(self) -> None:
+        """Hear that nothing more will be submitted: what waits may go to who is free."""
+        if not self._has_ended:
+            self._has_ended = True
+            self._backend.balance(self)
+
     def wake(self) -> None:
         """Have ``wait_outcomes`` return."""
         self._backend.wake(self)
@@ -274,6 +300,7 @@ class ProcessLane:
         finished: list[Finished] = []
         for entry in self._backend.close_lane(self, patience_s):
             finished += self._unpack(entry)
+        self.shared_bytes = self._backend.shared_bytes
         self.pending = 0
         if self._placing is not None:
             self._placing.forget()
@@ -297,7 +324,7 @@ class ProcessLane:
     def _unpack_report(self, report: Report) -> Iterable[Finished]:
         job, done, results, worker, pid, view = report
         if results.is_last:
-            self._count(-1)
+            self.count(-1)
         if results.unread and not self.is_closed:
             self.submit(job.chunk.part(0))
         elif results.values:
@@ -307,11 +334,11 @@ class ProcessLane:
     def _settle_death(self, death: Death) -> Iterator[Finished]:
         """Fail the guilty task, and run again what was not reported."""
         job, place = death.job, death.place
-        self._count(-1)
+        self.count(-1)
         if self.is_closed:
             return
         if place is None:
-            if not job.is_cancelled:
+            if not job.is_cancelled and job.done < len(job.chunk.items):
                 self.submit(job.chunk.part(job.done))
             return
         error = self._error_of(death, place)

@@ -11,14 +11,14 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from plait.backends.messages import TOGETHER, StatusPage
+from plait.backends.messages import TOGETHER, Forget, StatusPage
 from plait.backends.process_lane import Job, ProcessLane, Verdict
 from plait.backends.voices import OutputReader
 from plait.host import family_rss_bytes, monotonic
 from plait.limits import LEAST_RELATIVE_S
 
 if TYPE_CHECKING:
-    from plait.backends.child import Born
+    from plait.backends.launcher import Born
     from plait.channel import Channel
     from plait.segments import SegmentView
 
@@ -47,6 +47,7 @@ class Worker:
     page: StatusPage
     view: SegmentView  # of the results that it lays down
     outputs: list[OutputReader]
+    forgotten: list[Forget] = field(default_factory=list)  # to be told with the next function
     held: set[int] = field(default_factory=set)  # segments of ours that it still uses
     jobs: deque[Job] = field(default_factory=deque)  # sent and not finished, the first is running
     known: dict[int, ProcessLane] = field(default_factory=dict)  # functions that it has, by key
@@ -73,11 +74,6 @@ class Worker:
     def can_take(self) -> bool:
         """Whether it may be given new chunks."""
         return not (self.is_leaving or self.has_ended or self.stopped)
-
-    @property
-    def has_room(self) -> bool:
-        """Whether a brief chunk may wait at it behind another."""
-        return self.can_take and len(self.jobs) < QUEUE_DEPTH and self.jobs[0].chunk.brief
 
     @property
     def takes_a_place(self) -> bool:

@@ -21,25 +21,25 @@ import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from plait import wire
-from plait.backends.child import Change, open_launcher
+from plait.backends.child import open_launcher
 from plait.backends.code_watch import CodeWatch
 from plait.backends.contract import Setting, Traits
+from plait.backends.dispatcher import Dispatcher
+from plait.backends.holdings import Holdings
 from plait.backends.messages import (
     Forget,
-    Learn,
     Ready,
     Released,
     Results,
     Said,
     Setup,
     StartFailed,
-    Work,
     decode,
     encode,
     new_file_fd,
@@ -56,6 +56,7 @@ from plait.shield import Shield
 from plait.wire_errors import load_error
 
 if TYPE_CHECKING:
+    from plait.backends.launcher import Change
     from plait.backends.messages import Context
     from plait.channel import Channel
     from plait.outcome import Call
@@ -68,8 +69,6 @@ GRACE_S = 0.8
 END_S = 0.5
 # How often a lane that closes tries to end what still runs.
 MOST_TRIES = 5
-# So many workers are started at once, before one has answered.
-FIRST_STARTS = 2
 # Workers that die before they are ready, one after the other, until that is called a failure.
 MOST_FALSE_STARTS = 3
 
@@ -99,12 +98,11 @@ class ProcessBackend:
         self._turns = Turns()
         self.lock = self._turns.lock  # guards everything below
         self._launcher = open_launcher(start_method)
-        self._workers: dict[int, Worker] = {}
-        self._free: dict[int, Worker] = {}  # that could begin a chunk at once, the last one first
-        self._roomy: dict[int, Worker] = {}  # at which a brief one may wait
+        self.workers: dict[int, Worker] = {}
+        self._holdings = Holdings(self.store)
+        self._dispatcher = Dispatcher(self, self._holdings)
         self._numbers = itertools.count(1)
         self._keys = itertools.count(1)
-        self._backlog: deque[Job] = deque()
         self._code = CodeWatch()
         self._false_starts = 0
         self._broken: PlaitError | None = None
@@ -120,6 +118,12 @@ class ProcessBackend:
         """Whether new lanes can be opened."""
         return self._broken is None
 
+    @property
+    def shared_bytes(self) -> int:
+        """The shared memory that is taken now, by what is in it or was."""
+        views = [worker.view for worker in list(self.workers.values())]
+        return self.store.touched + sum(view.seen for view in views)
+
     def _shield(self) -> Shield:
         return Shield(self._turns.ring)
 
@@ -134,20 +138,16 @@ class ProcessBackend:
         lane = ProcessLane(self, next(self._keys), call, setting or Setting())
         with self._shield(), self.lock:
             if self._code.changed(call.fn):
-                for worker in list(self._workers.values()):
+                for worker in list(self.workers.values()):
                     worker.is_stale = True
-                    self._let_go(worker)
+                    self.let_go(worker)
         return lane
 
     def enqueue(self, job: Job) -> None:
         """Take a chunk, and send it if a worker is free for it."""
         with self._shield(), self.lock:
             self.check_usable()
-            worker = None if self._backlog else self._pick(job)
-            if worker is None:
-                self._backlog.append(job)
-            else:
-                self._assign(worker, job)
+            self._dispatcher.take(job)
 
     def wait(
         self,
@@ -183,13 +183,21 @@ class ProcessBackend:
         lane.is_woken = True
         self._turns.ring()
 
+    def balance(self, lane: ProcessLane) -> None:
+        """Hear that nothing more will come for a lane."""
+        with self._shield(), self.lock:
+            # Workers that may be used up between two chunks are better chosen when they begin one.
+            has_limits = self.most_tasks < sys.maxsize or lane.limits.memory_bytes is not None
+            lane.has_all = not has_limits
+            self._dispatcher.balance(lane)
+
     def cancel(self, lane: ProcessLane, first: int) -> bool:
         """End the chunk of a lane that begins with a task; False if it is over."""
         with self._shield(), self.lock:
-            for job in self._backlog:
+            for job in self._dispatcher.backlog:
                 if job.lane is lane and job.chunk.first == first:
-                    self._backlog.remove(job)
-                    self._drop_segments(job)
+                    self._dispatcher.backlog.remove(job)
+                    self._holdings.drop(job)
                     self._deliver(job, Report(job, 0, NOTHING_DONE, "", 0, SegmentView(-1)))
                     return True
             for worker, job in self._jobs_of(lane):
@@ -204,21 +212,30 @@ class ProcessBackend:
         """End what a lane has going after some seconds, and return what arrived."""
         with self._shield(), self.lock:
             lane.is_closed = True
-            for job in self._backlog:
+            for job in self._dispatcher.backlog:
                 if job.lane is lane:
-                    self._drop_segments(job)
-            self._backlog = deque(job for job in self._backlog if job.lane is not lane)
+                    self._holdings.drop(job)
+            self._dispatcher.backlog = deque(
+                job for job in self._dispatcher.backlog if job.lane is not lane
+            )
             self._end_jobs(lane, GRACE_S if grace_s is None else grace_s)
-            for worker in self._workers.values():
+            for worker in self.workers.values():
                 if lane.key in worker.known:
                     self._hear_rest(worker)
                     del worker.known[lane.key]
-                    self._send(worker, Forget(lane.key))
+                    self._forget(worker, lane)
             arrived = list(lane.inbox)
             lane.inbox.clear()
             lane.is_over = True
         self._put_out_strays()
         return arrived
+
+    def _forget(self, worker: Worker, lane: ProcessLane) -> None:
+        """Tell a worker that a function is not needed any more; soon enough, if it is small."""
+        worker.forgotten.append(Forget(lane.key))
+        if lane.is_large:
+            self.send(worker, *worker.forgotten)
+            worker.forgotten.clear()
 
     def _end_jobs(self, lane: ProcessLane, grace_s: float) -> None:
         """Cancel the chunks of a lane; a worker that does not come to it in time is ended."""
@@ -244,7 +261,7 @@ class ProcessBackend:
             self._condemn(worker, Verdict("cancelled", task))
 
     def _jobs_of(self, lane: ProcessLane) -> list[tuple[Worker, Job]]:
-        workers = self._workers.values()
+        workers = self.workers.values()
         return [(worker, job) for worker in workers for job in worker.jobs if job.lane is lane]
 
     def close(self) -> None:
@@ -253,14 +270,14 @@ class ProcessBackend:
             return
         with self._shield(), self.lock:
             self._break(PoolClosed("This pool is closed; open a new one."))
-            for worker in list(self._workers.values()):
-                self._let_go(worker)
+            for worker in list(self.workers.values()):
+                self.let_go(worker)
             gone = threading.Condition(self.lock)
-            self._turns.wait_until(lambda: not self._workers, gone, monotonic() + GRACE_S)
+            self._turns.wait_until(lambda: not self.workers, gone, monotonic() + GRACE_S)
             for grace_s in (END_S, 0.0):
-                for worker in self._workers.values():
+                for worker in self.workers.values():
                     self._launcher.end(worker.number, grace_s)
-                self._turns.wait_until(lambda: not self._workers, gone, monotonic() + 2 * END_S)
+                self._turns.wait_until(lambda: not self.workers, gone, monotonic() + 2 * END_S)
             self._launcher.close()
             self._close_files()
         self._put_out_strays()
@@ -272,22 +289,33 @@ class ProcessBackend:
         self._close_files()
 
     def _close_files(self) -> None:
-        for worker in self._workers.values():
+        for worker in self.workers.values():
             worker.channel.close()
             worker.page.close()
             for reader in worker.outputs:
                 reader.close()
-        self._workers.clear()
+        self.workers.clear()
         self.store.close()
         self._turns.close()
 
     # --- Workers ---------------------------------------------------------------------
 
-    def _start_worker(self, context: Context) -> Worker:
+    @property
+    def is_broken(self) -> bool:
+        """Whether no work can be taken."""
+        return self._broken is not None
+
+    @property
+    def has_initializer(self) -> bool:
+        """Whether a new worker runs something of the user's first."""
+        return self._initializer is not None
+
+    def start_worker(self, context: Context) -> Worker:
+        """Start another worker."""
         number = next(self._numbers)
         worker = Worker.of(number, self._launcher.start(number, self.store.fd))
-        self._workers[number] = worker
-        self._sort(worker)
+        self.workers[number] = worker
+        self._dispatcher.sort(worker)
         for reader in worker.outputs:
             handler = partial(self._hear_output, worker)
             self._turns.watch(reader, selectors.EVENT_READ, handler, is_first=True)
@@ -300,22 +328,13 @@ class ProcessBackend:
             self.max_workers,
             self._initializer,
         )
-        self._send(worker, setup)
+        self.send(worker, setup)
         return worker
 
-    def _sort(self, worker: Worker) -> None:
-        """Note whether a worker has room for a chunk; after each change of what that rests on."""
-        self._free.pop(worker.number, None)
-        self._roomy.pop(worker.number, None)
-        if worker.can_take and not worker.jobs:
-            self._free[worker.number] = worker
-        elif worker.has_room:
-            self._roomy[worker.number] = worker
-
-    def _let_go(self, worker: Worker) -> None:
+    def let_go(self, worker: Worker) -> None:
         """Let a worker end once it has finished what it has."""
         worker.is_leaving = True
-        self._sort(worker)
+        self._dispatcher.sort(worker)
         if not worker.jobs:
             self._hang_up(worker)
 
@@ -325,9 +344,10 @@ class ProcessBackend:
             worker.channel.close()
             worker.is_cut_off = True
 
-    def _send(self, worker: Worker, message: tuple[Any, ...]) -> None:
+    def send(self, worker: Worker, *messages: tuple[Any, ...]) -> None:
+        """Send messages to a worker; one that is leaving for good hears nothing."""
         if not worker.is_cut_off:
-            worker.channel.send(encode(message))
+            worker.channel.send(*map(encode, messages))
             self._watch(worker)
 
     def _watch(self, worker: Worker) -> None:
@@ -383,9 +403,9 @@ class ProcessBackend:
             worker.is_ready = True
             worker.heard_at = monotonic()
             self._false_starts = 0
-            self._dispatch()
+            self._dispatcher.dispatch()
         elif isinstance(message, Released):
-            self._let_go_of(worker, message.offsets)
+            self._holdings.let_go_of(worker, message.offsets)
         elif isinstance(message, StartFailed):
             cause = load_error(message.error)
             broken = WorkerStartError(f"The initializer failed in {worker.name}: {cause!r}")
@@ -397,45 +417,25 @@ class ProcessBackend:
         if job is None or (results.seq, results.place) != (job.seq, job.done):
             return  # it was sent, and then found in the box as well: the worker died in between
         self._deliver(
-            job, Report(job, job.done, results, worker.name, self._pid(worker), worker.view)
+            job, Report(job, job.done, results, worker.name, self.pid_of(worker), worker.view)
         )
         job.done += len(results.values)
         worker.heard_at = monotonic()
         if results.released:
-            self._let_go_of(worker, results.released)
+            self._holdings.let_go_of(worker, results.released)
         if results.is_last:
             worker.jobs.popleft()
+            self._dispatcher.take_skipped(job)
             if job.segments:
-                self._settle_segments(worker, job, results.held)
+                self._holdings.settle(worker, job, results.held)
             if not worker.jobs:
-                worker.is_leaving |= worker.has_grown(self._pid(worker), job.lane)
+                worker.is_leaving |= worker.has_grown(self.pid_of(worker), job.lane)
                 if worker.is_leaving:
                     self._hang_up(worker)
-            self._sort(worker)
-            if self._backlog:
-                self._dispatch()
-
-    # --- Segments: who uses what of the items' memory -----------------------------------
-
-    def _hold(self, worker: Worker, offsets: Iterable[int]) -> None:
-        for offset in set(offsets) - worker.held:
-            self.store.retain(offset)
-            worker.held.add(offset)
-
-    def _let_go_of(self, worker: Worker, offsets: Iterable[int]) -> None:
-        for offset in worker.held.intersection(offsets):
-            worker.held.remove(offset)
-            self.store.release(offset)
-
-    def _settle_segments(self, worker: Worker, job: Job, held: tuple[int, ...]) -> None:
-        """Let go of a finished job's segments, but for what its worker goes on using."""
-        self._hold(worker, held)
-        self._let_go_of(worker, set(job.segments).difference(held))
-        self._drop_segments(job)
-
-    def _drop_segments(self, job: Job) -> None:
-        while job.segments:
-            self.store.release(job.segments.pop())
+            self._dispatcher.sort(worker)
+            if self._dispatcher.backlog:
+                self._dispatcher.dispatch()
+            self._dispatcher.balance(job.lane)
 
     def _hear_launcher(self, *_: object) -> None:
         changes = self._launcher.take_changes()
@@ -446,7 +446,7 @@ class ProcessBackend:
                 self._turns.watch(self._launcher, selectors.EVENT_READ, self._hear_launcher)
         vanished = []  # with the server, before they were ready
         for change in changes:
-            worker = self._workers[change.number]
+            worker = self.workers[change.number]
             if change.status is None and worker.failed_to_start:
                 vanished.append(worker)
             if change.what == "ended":
@@ -454,15 +454,15 @@ class ProcessBackend:
             else:
                 is_stopped = change.what == "stopped"
                 worker.stopped = (monotonic(), change.status or 0) if is_stopped else None
-                self._sort(worker)
-                self._judge_at(monotonic())
+                self._dispatcher.sort(worker)
+                self.judge_at(monotonic())
         if vanished:  # all of them are one failure, and not the initializer's
             self._count_false_start(vanished[0], None)
 
     def _bury(self, worker: Worker, change: Change) -> None:
         """Settle the affairs of a worker that ended."""
         worker.has_ended = True
-        self._sort(worker)
+        self._dispatcher.sort(worker)
         if not worker.is_cut_off:
             with suppress(EOFError):
                 while messages := worker.channel.receive():
@@ -475,18 +475,19 @@ class ProcessBackend:
         for reader in worker.outputs:
             self._turns.unwatch(reader)
             reader.close()
-        del self._workers[worker.number]
+        del self.workers[worker.number]
+        self._dispatcher.forget(worker)
         if worker.failed_to_start and change.status is not None:
             self._count_false_start(worker, change.status)
         was_oom = change.status == -signal.SIGKILL and self._has_oom_struck()
-        self._let_go_of(worker, set(worker.held))
+        self._holdings.let_go_of(worker, set(worker.held))
         for job in worker.jobs:
-            self._drop_segments(job)
+            self._holdings.drop(job)
             death = Death(
                 job,
                 worker.guilty_place(job),
                 worker.name,
-                self._pid(worker),
+                self.pid_of(worker),
                 change.status,
                 worker.running_since,
                 worker.verdict,
@@ -497,7 +498,7 @@ class ProcessBackend:
             self._deliver(job, death)
         self._launcher.pids.pop(worker.number, None)
         worker.page.close()
-        self._dispatch()
+        self._dispatcher.dispatch()
 
     def _has_oom_struck(self) -> bool:
         before, self._oom_kills = self._oom_kills, oom_kills()
@@ -513,12 +514,13 @@ class ProcessBackend:
         stack = worker.page.last_words()
         self._break(
             WorkerStartError(
-                f"{worker.name} (pid {self._pid(worker)}) {ending} before it was ready{where}. "
+                f"{worker.name} (pid {self.pid_of(worker)}) {ending} before it was ready{where}. "
                 "No worker can be started like this." + (stack and f"\n{stack}")
             )
         )
 
-    def _pid(self, worker: Worker) -> int:
+    def pid_of(self, worker: Worker) -> int:
+        """Return its process id, 0 if it is not known yet."""
         return self._launcher.pids.get(worker.number, 0)
 
     def _break(self, error: PlaitError) -> None:
@@ -528,113 +530,28 @@ class ProcessBackend:
 
     # --- Limits ----------------------------------------------------------------------
 
-    def _judge_at(self, due: float) -> None:
+    def judge_at(self, due: float) -> None:
+        """Have the limits of all workers looked at then."""
         self._turns.due = min(self._turns.due, due)
 
     def _judge_all(self) -> None:
         """End the workers that are over a limit, and note when to look again."""
         self._turns.due = math.inf
-        for worker in list(self._workers.values()):
+        for worker in list(self.workers.values()):
             if worker.verdict is None:
-                verdict, due = worker.judge(self._pid(worker), monotonic())
-                self._judge_at(due)
+                verdict, due = worker.judge(self.pid_of(worker), monotonic())
+                self.judge_at(due)
                 if verdict is not None:
                     self._condemn(worker, verdict)
+        self._dispatcher.look_again()
 
     def _condemn(self, worker: Worker, verdict: Verdict) -> None:
         """End a worker because of the task that it runs, unless it has finished that."""
         if worker.verdict is None and worker.page.condemn(verdict.running):
             worker.verdict = verdict
             worker.is_leaving = True
-            self._sort(worker)
+            self._dispatcher.sort(worker)
             self._launcher.end(worker.number, 0.0 if verdict.reason == "stopped" else END_S)
-
-    # --- Chunks ----------------------------------------------------------------------
-
-    def _dispatch(self) -> None:
-        """Send waiting chunks to workers that have room."""
-        for job in list(self._backlog):
-            if self._broken is not None:
-                return
-            worker = self._pick(job)
-            if worker is not None:
-                self._backlog.remove(job)
-                self._assign(worker, job)
-            elif not job.chunk.earlier:  # else it waits for another worker than the others
-                return
-
-    def _pick(self, job: Job) -> Worker | None:
-        """Return the worker for a chunk: a free one, a new one, or one whose chunk is brief.
-
-        A task that is tried again goes to another worker than before, where there is one.
-        """
-        avoided = job.chunk.earlier[-1].worker if job.chunk.earlier else None
-        to_be_avoided = None
-        for worker in reversed(tuple(self._free.values())):  # whose memory is still in the caches
-            if self._is_used_up(worker, job):
-                self._let_go(worker)
-            elif worker.name == avoided:
-                to_be_avoided = worker
-            else:
-                return worker
-        if self._count_places() < self.max_workers:
-            return self._start_worker(job.lane.context) if self._may_start() else None
-        if to_be_avoided is not None:  # if there are others, one of them will be free
-            is_alone = sum(worker.can_take for worker in self._workers.values()) == 1
-            return to_be_avoided if is_alone else None
-        return self._pick_roomy(job) if job.chunk.brief else None
-
-    def _pick_roomy(self, job: Job) -> Worker | None:
-        for worker in tuple(self._roomy.values()):
-            if not self._is_used_up(worker, job):
-                return worker
-            self._let_go(worker)
-        return None
-
-    def _is_used_up(self, worker: Worker, job: Job) -> bool:
-        """Whether a worker is rather to be replaced than given this job."""
-        is_spent = worker.tasks > 0 and worker.tasks + len(job.chunk.items) > self.most_tasks
-        if is_spent or worker.jobs or job.lane.limits.memory_bytes is None:
-            return is_spent
-        return worker.has_grown(self._pid(worker), job.lane)
-
-    def _may_start(self) -> bool:
-        """Whether to start another worker already.
-
-        Workers are forked one after the other. Where tasks are tiny, the first one has done them
-        all before the last one is there: so as many are on their way as there are, and two.
-        """
-        if self._initializer is not None:  # which may take as long as it likes
-            return True
-        ready = sum(worker.is_ready for worker in self._workers.values())
-        return len(self._workers) - ready < FIRST_STARTS + ready
-
-    def _count_places(self) -> int:
-        if len(self._workers) < self.max_workers:
-            return len(self._workers)
-        return sum(worker.takes_a_place for worker in self._workers.values())
-
-    def _assign(self, worker: Worker, job: Job) -> None:
-        lane = job.lane
-        if lane.key not in worker.known:
-            worker.known[lane.key] = lane
-            learn = Learn(lane.key, lane.call.style, lane.fn, lane.context, lane.variables)
-            self._hold(worker, lane.segments)
-            self._send(worker, learn)
-        worker.last_seq += 1
-        worker.tasks += len(job.chunk.items)
-        job.seq = worker.last_seq
-        if not worker.jobs:
-            worker.heard_at = monotonic()
-        worker.jobs.append(job)
-        self._sort(worker)
-        chunk = job.chunk
-        released = worker.view.take_released() if worker.view.released else []
-        self._send(
-            worker, Work(job.seq, lane.key, chunk.first, chunk.together, job.items, released)
-        )
-        if lane.limits.are_set:
-            self._judge_at(monotonic() + worker.first_look_s)
 
     def _deliver(self, job: Job, entry: Entry) -> None:
         if job.lane.is_over:

@@ -60,6 +60,7 @@ class SerialLane:
         self._call = call
         self._chunks: deque[Chunk] = deque()
         self._running: Iterator[Finished] | None = None
+        self.shared_bytes = 0
         self.abandoned = 0
 
     @property
@@ -83,6 +84,9 @@ class SerialLane:
         if finished.is_last:
             self._running = None
         return [finished]
+
+    def end_input(self) -> None:
+        """Do nothing: no task waits behind another while a worker is free."""
 
     def wake(self) -> None:
         """Nobody waits here, except for the running task."""

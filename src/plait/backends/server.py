@@ -15,93 +15,74 @@ What a worker started ends with it. Its process group is killed, and what left t
 becomes a child of the server when its own parent ends (PR_SET_CHILD_SUBREAPER, Linux), and
 is killed then.
 
-Control messages have a fixed size, see ``Order``. Worker ends of channels come along as
-file descriptors: they are closed here as soon as the worker has them.
+The ends of channels that come with an order (orders.py) are closed here as soon as the worker
+has them.
 """
 
 from __future__ import annotations
 
 import gc
 import os
-import pickle
 import selectors
 import signal
 import socket
-import struct
 from contextlib import suppress
-from dataclasses import dataclass
 from importlib import import_module
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 from plait.backends import child_main
-from plait.host import (
-    child_pids,
-    family_pids,
-    monotonic,
-    process_groups,
-    python_command,
-    worker_mark,
-)
+from plait.backends.orders import Order, object_in, receive_order, send_order
+from plait.host import child_pids, family_pids, monotonic, process_groups, worker_mark
+from plait.server_process import python_command
 
-__all__ = ["MOST_FDS", "Order", "main", "receive_order", "send_order"]
+__all__ = ["main"]
 
-FORMAT = struct.Struct("<4sIqq")
-MOST_FDS = 7
-
-# What workers load when they need it: to log as the parent does, and to carry any function.
-LATE = ("logging", "cloudpickle")
-# When nothing was asked of the server for so long, it loads these before it forks again.
-WARM_AFTER_S = 0.02
+# What workers load when they need it, to log as the parent does and to carry any function, in
+# small steps: it is loaded here while nothing is asked, often as the parent is loading as well.
+LATE = ("dataclasses", "traceback", "logging", "platform", "uuid", "cloudpickle")
 # When the server ends it waits so long for what it killed, and then no longer.
 LAST_WAIT_S = 1
 
 
-class Order(NamedTuple):
-    """A message on a control socket.
-
-    To the server: OPEN (a control socket comes along), FORK worker ``number`` (its
-    channel, its status page and its ends of two pipes for output come along), EXEC the same
-    as a fresh interpreter (a file with its environment, pickled, comes along too), END worker
-    ``number``: ask it to (SIGTERM), and kill it after ``value`` milliseconds.
-    From it: PID of worker ``number``, ENDS with exit code or minus the signal in ``value``,
-    and the most memory that it ever had, in bytes, in ``peak``; STOP by signal ``value``,
-    CONT after one.
-    """
-
-    verb: bytes
-    number: int = 0
-    value: int = 0
-    peak: int = 0
-
-
-def send_order(sock: socket.socket, order: Order, fds: tuple[int, ...] = ()) -> None:
-    """Send an order, with file descriptors."""
-    socket.send_fds(sock, [FORMAT.pack(*order)], list(fds))
-
-
-def receive_order(sock: socket.socket) -> tuple[Order, list[int]]:
-    """Receive an order. Raises EOFError at the end, BlockingIOError if none is here."""
-    data, fds, _, _ = socket.recv_fds(sock, FORMAT.size, MOST_FDS)
-    if len(data) < FORMAT.size:
-        raise EOFError
-    return Order(*FORMAT.unpack(data)), fds
-
-
-def main(root_fd: int, parent_pid: int) -> None:
+def main(parent_pid: int) -> None:
     """Serve until the parent is gone; does not return."""
     try:
-        _Server(socket.socket(fileno=root_fd), parent_pid).serve()
+        with suppress(PermissionError):  # it leads a session already
+            os.setsid()
+        _Server(_take_root(), parent_pid).serve()
     finally:
         os._exit(0)
 
 
-@dataclass(slots=True, eq=False)
+def _take_root() -> socket.socket:
+    """Return the root socket, which came as standard input, and close what else was inherited."""
+    for fd in _open_fds():
+        with suppress(OSError):
+            if fd > 2 and os.get_inheritable(fd):  # what Python opens itself is not inheritable
+                os.close(fd)
+    null = os.open(os.devnull, os.O_RDWR)
+    while null <= 2:  # standard output or error was closed
+        null = os.dup(null)
+    root = os.dup(0)
+    os.dup2(null, 0)
+    os.close(null)
+    return socket.socket(fileno=root)
+
+
+def _open_fds() -> list[int]:
+    try:
+        return [int(name) for name in os.listdir("/dev/fd")]  # noqa: PTH208
+    except OSError:
+        return list(range(1024))
+
+
 class _Child:
     """A worker: whose it is, its number there, and when it is to be killed."""
 
-    control: socket.socket
-    number: int
-    kill_at: float | None = None
+    def __init__(self, control: socket.socket, number: int) -> None:
+        self.control = control
+        self.number = number
+        self.kill_at: float | None = None
 
 
 class _Server:
@@ -110,7 +91,7 @@ class _Server:
     def __init__(self, root: socket.socket, parent_pid: int) -> None:
         self._pid = os.getpid()
         self._workers: dict[int, _Child] = {}
-        self._is_warm = False
+        self._late = [*reversed(LATE)]
         self._selector = selectors.DefaultSelector()
         self._selector.register(root, selectors.EVENT_READ, self._open)
         child_main.adopt_orphans()
@@ -142,20 +123,17 @@ class _Server:
     def serve(self) -> NoReturn:
         while True:
             patience = self._kill_due()
-            if not self._is_warm:
-                patience = WARM_AFTER_S if patience is None else min(patience, WARM_AFTER_S)
-            ready = self._selector.select(patience)
+            ready = self._selector.select(0 if self._late else patience)
             for key, _ in ready:
                 key.data(key.fileobj)
-            if not ready and not self._is_warm:
+            if not ready and self._late:
                 self._warm_up()
 
     def _warm_up(self) -> None:
-        """Load what most workers will need, in a quiet moment: their first task is not to wait."""
-        self._is_warm = True
-        for name in LATE:
-            import_module(name)
-        gc.freeze()  # what is never collected is not written to, and stays shared by all workers
+        """While nothing is asked, load something of what most workers will need."""
+        import_module(self._late.pop())
+        if not self._late:
+            gc.freeze()  # what is never collected is not written to: all workers share it
 
     def _kill_due(self) -> float | None:
         """Kill the workers whose time is over; return the seconds until the next is due."""
@@ -309,9 +287,7 @@ class _Server:
 
 def _become_interpreter(fds: list[int]) -> NoReturn:
     *kept, environ_fd = fds
-    with os.fdopen(environ_fd, "rb") as file:
-        file.seek(0)
-        environ = pickle.load(file)
+    environ = object_in(environ_fd)
     for fd in kept:
         os.set_inheritable(fd, True)
     command = python_command("plait.backends.child_main.main_spawned", *kept)

@@ -205,6 +205,7 @@ class ThreadLane:
         self._context = setting.context
         self._is_closed = False
         self.inbox = Inbox()
+        self.shared_bytes = 0
         self.abandoned = 0
 
     @property
@@ -302,6 +303,9 @@ class ThreadLane:
             leave_to_itself(self._call, chunk, place, seat.name, os.getpid(), limit_s, times)
         )
         return chunk.part(place + 1)
+
+    def end_input(self) -> None:
+        """Do nothing: no task waits behind another while a worker is free."""
 
     def wake(self) -> None:
         """Have ``wait_outcomes`` return."""

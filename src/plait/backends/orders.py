@@ -1,0 +1,70 @@
+"""What this process and its fork server say to each other.
+
+Control messages have a fixed size, see ``Order``. File descriptors come along; what needs more
+room than an Order has is in a file without a name.
+"""
+
+from __future__ import annotations
+
+import pickle
+import socket
+import struct
+from typing import Any, NamedTuple
+
+from plait.backends.messages import new_file_fd
+
+__all__ = ["Order", "file_of", "object_in", "pack_order", "receive_order", "send_order"]
+
+FORMAT = struct.Struct("<4sIqq")
+MOST_FDS = 7
+
+
+class Order(NamedTuple):
+    """A message on a control socket.
+
+    To the server: OPEN (a control socket comes along), FORK worker ``number`` (its
+    channel, its status page and its ends of two pipes for output come along), EXEC the same
+    as a fresh interpreter (a file with its environment, pickled, comes along too), END worker
+    ``number``: ask it to (SIGTERM), and kill it after ``value`` milliseconds.
+    From it: PID of worker ``number``, ENDS with exit code or minus the signal in ``value``,
+    and the most memory that it ever had, in bytes, in ``peak``; STOP by signal ``value``,
+    CONT after one.
+    """
+
+    verb: bytes
+    number: int = 0
+    value: int = 0
+    peak: int = 0
+
+
+def pack_order(order: Order) -> bytes:
+    """Return an order as it travels."""
+    return FORMAT.pack(*order)
+
+
+def send_order(sock: socket.socket, order: Order, fds: tuple[int, ...] = ()) -> None:
+    """Send an order, with file descriptors."""
+    socket.send_fds(sock, [pack_order(order)], list(fds))
+
+
+def receive_order(sock: socket.socket) -> tuple[Order, list[int]]:
+    """Receive an order. Raises EOFError at the end, BlockingIOError if none is here."""
+    data, fds, _, _ = socket.recv_fds(sock, FORMAT.size, MOST_FDS)
+    if len(data) < FORMAT.size:
+        raise EOFError
+    return Order(*FORMAT.unpack(data)), fds
+
+
+def file_of(obj: object) -> int:
+    """Return a file, open and without a name, in which an object is pickled."""
+    fd = new_file_fd("plait-order")
+    with open(fd, "wb", closefd=False) as file:
+        pickle.dump(obj, file)
+    return fd
+
+
+def object_in(fd: int) -> Any:
+    """Return the object in such a file, and close it."""
+    with open(fd, "rb") as file:
+        file.seek(0)
+        return pickle.load(file)

@@ -1,0 +1,90 @@
+"""Items that can be taken as slices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+import plait
+from plait.inputs import SlicedInput, can_slice
+
+from .conftest import Way, double
+
+
+@pytest.mark.parametrize("items", [range(5), range(10, -10, -4), np.arange(5.0), np.ones((4, 2))])
+def test_ranges_and_arrays_are_sliced(items: Any) -> None:
+    assert can_slice(items)
+
+
+class Numbers(list[int]):
+    """A list that hands out something else than it holds."""
+
+    def __iter__(self) -> Any:
+        return iter([1, 2, 3])
+
+
+@pytest.mark.parametrize("items", [[1], (1,), "ab", iter(range(3)), Numbers(), np.array(3), {1}])
+def test_what_may_mean_something_else_is_read_item_by_item(items: Any) -> None:
+    assert not can_slice(items)
+
+
+def test_slices_follow_each_other_to_the_end() -> None:
+    given = SlicedInput(range(10))
+    assert list(given.take(4)) == [0, 1, 2, 3]
+    assert len(given.take(0)) == len(given.take(-3)) == 0  # nothing may be read at the moment
+    assert not given.has_ended
+    assert list(given.take(100)) == [4, 5, 6, 7, 8, 9]
+    assert given.has_ended
+    assert len(given.take(1)) == 0
+
+
+def test_no_more_is_taken_after_the_end() -> None:
+    given = SlicedInput(range(10))
+    given.close()
+    assert given.has_ended
+    assert len(given.take(5)) == 0
+
+
+CALLS: list[Callable[..., Any]] = [
+    lambda *args, **options: list(plait.map(*args, **options)),
+    lambda *args, **options: list(plait.imap(*args, **options)),
+    lambda *args, **options: [o.value for o in plait.run(*args, ordered=True, **options)],
+]
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("items", [range(3, 4000, 7), np.arange(500), np.arange(6.0).reshape(3, 2)])
+def test_values_are_those_of_the_loop(way: Way, call: Any, items: Sequence[Any]) -> None:
+    values = call(way.fn(double), items, **way.options)
+    assert len(values) == len(items)
+    assert all(np.array_equal(got, double(item)) for got, item in zip(values, items, strict=True))
+
+
+def test_outcomes_have_the_items(way: Way) -> None:
+    with plait.run(way.fn(double), range(5, 3000, 3), ordered=True, **way.options) as run:
+        assert [outcome.item for outcome in run] == list(range(5, 3000, 3))
+
+
+def test_an_error_names_its_item(way: Way) -> None:
+    def fail_late(x: int) -> int:
+        return 1 // (x - 1999)
+
+    with pytest.raises(ZeroDivisionError) as caught:
+        plait.map(way.fn(fail_late), range(1000, 3000), **way.options)
+    assert "task 999, fail_late(1999)" in "".join(caught.value.__notes__)
+
+
+def test_the_sample_counts(tmp_path: Any) -> None:
+    """With backend="auto" the first items of a range have been run when the rest is sliced."""
+    seen: list[int] = []
+
+    def note(x: int) -> int:
+        seen.append(x)
+        sum(range(2000))
+        return x
+
+    assert plait.map(note, range(500)) == list(range(500))
+    assert seen == list(range(len(seen)))  # each once; the rest ran elsewhere, or here
