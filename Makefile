@@ -6,10 +6,12 @@ PYTHON ?= python3
 VENV ?= .venv
 PYFLAGS ?=
 SECONDS ?= 300
+BENCH ?=
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+BENCH_READY := $(VENV)/.bench-ready
 
-.PHONY: demo test lint types bench soak clean
+.PHONY: demo test lint types bench bench-quick soak clean
 
 demo: $(READY)
 	$(BIN)/python examples/standard_library.py
@@ -24,9 +26,13 @@ lint: $(READY)
 types: $(READY)
 	$(BIN)/mypy
 
-bench: $(READY)
-	$(BIN)/python benchmarks/dispatch.py
-	$(BIN)/python benchmarks/faults.py
+# Beside the peers of the extra "bench". Ray and Dask take part where they are installed:
+# $(BIN)/python -m pip install ray distributed
+bench: $(BENCH_READY)
+	$(BIN)/python -m benchmarks $(BENCH)
+
+bench-quick: $(BENCH_READY)
+	$(BIN)/python -m benchmarks --quick $(BENCH)
 
 soak: $(READY)
 	$(BIN)/python -m tests.soak --seconds $(SECONDS)
@@ -38,4 +44,8 @@ $(READY): pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'plait needs Python 3.11 or newer')"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	touch $@
+
+$(BENCH_READY): $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[bench]"
 	touch $@

@@ -1,10 +1,30 @@
-"""The functions that the benchmarks have called: importable, so that every pool can take them."""
+"""The functions that the engines are given: importable, so that every one can take them."""
 
 from __future__ import annotations
 
-from time import perf_counter
+import os
+from time import perf_counter, sleep
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["burn", "loops_for", "nothing", "square"]
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = [
+    "ARRAY_ITEMS",
+    "burn",
+    "burnt",
+    "byte_plus",
+    "filled",
+    "loops_for",
+    "nap",
+    "nothing",
+    "pid_after",
+    "square",
+    "total",
+]
+
+ARRAY_ITEMS = 1_000_000  # of 8 bytes: arrays of 8 MB
+DIVISORS = sum(5040 % number == 0 for number in range(2, 32))
 
 
 def square(x: int) -> int:
@@ -13,6 +33,35 @@ def square(x: int) -> int:
 
 def nothing() -> None:
     """Do nothing: what is left is the way there and back."""
+
+
+def nap(seconds: float) -> float:
+    """Wait, and return how long was asked for."""
+    sleep(seconds)
+    return seconds
+
+
+def pid_after(seconds: float) -> int:
+    """Wait, so that others get tasks, too, and return the process."""
+    sleep(seconds)
+    return os.getpid()
+
+
+def total(array: Any) -> float:
+    """Return the sum of an array."""
+    return float(array.sum())
+
+
+def filled(value: int) -> Any:
+    """Return an array of 8 MB that consists of one number."""
+    import numpy as np
+
+    return np.full(ARRAY_ITEMS, float(value))
+
+
+def byte_plus(data: Sequence[int], index: int) -> int:
+    """Return an item of ``data``, bytes or an array of them, and the index, added."""
+    return int(data[index]) + index
 
 
 def burn(loops: int) -> int:
@@ -27,6 +76,11 @@ def burn(loops: int) -> int:
             if 5040 % number == 0:
                 divisors += 1
     return divisors
+
+
+def burnt(loops: int) -> int:
+    """Return what ``burn`` will, at once."""
+    return loops * DIVISORS
 
 
 def loops_for(seconds: float) -> int:

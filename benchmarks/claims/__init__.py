@@ -1,0 +1,48 @@
+"""The claims, in the order in which they are measured: one file for each.
+
+In every file ``run(bench)`` is the claim; what runs in the hosts stands above it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from benchmarks.claims import (
+    arrays_in,
+    arrays_out,
+    captured,
+    cold,
+    cpu,
+    faults,
+    latency,
+    lazy,
+    memory,
+    opening,
+    pareto,
+    sleeps,
+    tiny,
+    width,
+)
+
+if TYPE_CHECKING:
+    from benchmarks.bench import Bench
+
+__all__ = ["CLAIMS"]
+
+CLAIMS: dict[str, Callable[[Bench], None]] = {
+    "latency": latency.run,
+    "tiny": tiny.run,
+    "lazy": lazy.run,
+    "cpu": cpu.run,
+    "pareto": pareto.run,
+    "sleeps": sleeps.run,
+    "arrays-in": arrays_in.run,
+    "arrays-out": arrays_out.run,
+    "captured": captured.run,
+    "cold": cold.run,
+    "opening": opening.run,
+    "width": width.run,
+    "memory": memory.run,
+    "faults": faults.run,
+}
