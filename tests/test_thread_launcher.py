@@ -21,7 +21,7 @@ OPTIONS: dict[str, Any] = {"backend": "processes", "start_method": "spawn", "max
 
 @pytest.fixture
 def without_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(processes, "open_launcher", lambda _: thread_launcher.ThreadLauncher())
+    monkeypatch.setattr(processes, "open_launcher", lambda *_: thread_launcher.ThreadLauncher())
     yield
     close_all()
 

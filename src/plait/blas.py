@@ -3,19 +3,23 @@
 A matrix product uses all CPUs by itself. In as many workers as there are CPUs it would start
 CPUs x CPUs threads, which is slower than one. So that workers x threads = CPUs, worker
 processes get environment variables before they load anything, and while a pool of threads
-works the libraries that are loaded are told (threadpoolctl).
+works the libraries that are loaded are told (threadpoolctl). So are those that a worker has
+from its start, as they were preloaded.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
+from functools import lru_cache
 from typing import Any
 
 from plait.host import cpu_count
 
-__all__ = ["ThreadLimit", "with_thread_limits"]
+__all__ = ["VARIABLES", "ThreadLimit", "find_libraries", "follow_environment", "with_thread_limits"]
 
 VARIABLES = (
     "OMP_NUM_THREADS",
@@ -25,6 +29,13 @@ VARIABLES = (
     "VECLIB_MAXIMUM_THREADS",
     "NUMEXPR_NUM_THREADS",
 )
+# Where threadpoolctl's kinds of libraries look as they are loaded.
+VARIABLE_OF = {
+    "openmp": "OMP_NUM_THREADS",
+    "openblas": "OPENBLAS_NUM_THREADS",
+    "mkl": "MKL_NUM_THREADS",
+    "blis": "BLIS_NUM_THREADS",
+}
 # Modules that bring such a library along.
 USERS = ("numpy", "scipy", "sklearn", "torch", "numexpr", "faiss")
 
@@ -40,6 +51,29 @@ def with_thread_limits(environ: Mapping[str, str], workers: int) -> dict[str, st
     return {**dict.fromkeys(VARIABLES, threads), **environ}
 
 
+def find_libraries() -> Any:
+    """Return threadpoolctl's view of what is loaded; None if there is no such library."""
+    loaded = tuple(name for name in USERS if name in sys.modules)
+    return _find(loaded) if loaded else None
+
+
+@lru_cache(maxsize=1)
+def _find(loaded: tuple[str, ...]) -> Any:  # noqa: ARG001  the cache's key: it takes a millisecond
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
+
+
+def follow_environment() -> None:
+    """Have libraries that were loaded before the environment was set use so many threads."""
+    controller = find_libraries()
+    for library in controller.lib_controllers if controller else ():
+        with suppress(KeyError, ValueError):  # the user has set it to something else
+            threads = int(os.environ[VARIABLE_OF[library.internal_api]])
+            if threads != library.num_threads:
+                library.set_num_threads(threads)
+
+
 class ThreadLimit:
     """The limit for this process, held while pools of threads work.
 
@@ -51,23 +85,14 @@ class ThreadLimit:
         self._lock = threading.Lock()  # guards everything below
         self._holders = 0
         self._limiter: Any = None
-        self._controller: Any = None  # knows the libraries; finding them takes a millisecond
-        self._loaded: list[str] = []  # of USERS, when they were looked for
 
     def hold(self, workers: int) -> None:
         """Limit the libraries that are loaded now."""
         with self._lock:
             self._holders += 1
-            loaded = [name for name in USERS if name in sys.modules]
-            if self._limiter is None and loaded:
-                self._limiter = self._find(loaded).limit(limits=threads_for(workers))
-
-    def _find(self, loaded: list[str]) -> Any:
-        if loaded != self._loaded:
-            from threadpoolctl import ThreadpoolController
-
-            self._controller, self._loaded = ThreadpoolController(), loaded
-        return self._controller
+            controller = find_libraries() if self._limiter is None else None
+            if controller is not None:
+                self._limiter = controller.limit(limits=threads_for(workers))
 
     def release(self) -> None:
         """Take back one ``hold``."""

@@ -14,6 +14,7 @@ from plait.errors import OptionError
 from plait.inputs import can_slice
 from plait.options import Options
 from plait.outcome import Call
+from plait.preload import check_preload
 from plait.quick import Start, join, total_of
 from plait.runs import Run
 
@@ -49,7 +50,8 @@ def collect_values(
         items = start.rest
         if start.is_cut and len(iterables) == 1 and can_slice(iterables[0]):
             items = cast("Any", iterables[0])[len(start.items) :]
-        made = Run(call, items, start.total, options, keeps=True, start=start)
+        is_stored = are_stored(iterables)
+        made = Run(call, items, start.total, options, keeps=True, start=start, is_stored=is_stored)
     try:
         made.collect()
     except BaseException as error:  # Ctrl-C, too, carries what was finished
@@ -80,6 +82,7 @@ def check(fn: object, given: Any) -> Options:
     if not callable(fn):
         raise TypeError(f"plait needs a function to call, not {type(fn).__name__}: {fn!r}")
     options = Options.of(given)
+    check_preload(options.preload)
     if is_coroutine(fn) and options.backend not in ("auto", "asyncio"):
         raise OptionError(
             "backend", options.backend, "'asyncio' or 'auto' for a coroutine function"
@@ -107,7 +110,13 @@ def prepare(
     total = total_of(iterables)
     is_one = len(iterables) == 1 and can_slice(iterables[0])
     items = iterables[0] if is_one else join(iterables)
-    return Run(call, items, total, options, backend=backend, keeps=keeps)
+    is_stored = keeps and are_stored(iterables)
+    return Run(call, items, total, options, backend=backend, keeps=keeps, is_stored=is_stored)
+
+
+def are_stored(iterables: tuple[Iterable[Any], ...]) -> bool:
+    """Whether all items are there already: what makes them as it goes may use one object again."""
+    return all(type(iterable) in (list, tuple) for iterable in iterables)
 
 
 def _nth(place: int) -> str:

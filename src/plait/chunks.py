@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-__all__ = ["BRIEF_S", "ChunkSizer", "Size"]
+__all__ = ["BRIEF_S", "MOST_TASKS", "ChunkSizer", "Size"]
 
 TARGET_S = 0.015
 """Work in a chunk."""
@@ -23,7 +23,7 @@ TINY_S = 0.000_05
 GROWTH = 8
 """How much larger a chunk may be than the largest one whose time is known."""
 MOST_TASKS = 65_536
-"""The largest chunk that "auto" makes."""
+"""The largest chunk that "auto" makes, if memory is not to be constant."""
 MEMORY = 0.7
 """What an old measurement keeps of its weight when a new one comes."""
 
@@ -45,8 +45,13 @@ class ChunkSizer:
         workers: int,
         task_s: float | None = None,
         measured: int = 0,
+        most: int = MOST_TASKS,
     ) -> None:
-        """Start from a sample of ``measured`` tasks that took ``task_s`` each, or from nothing."""
+        """Start from a sample of ``measured`` tasks that took ``task_s`` each, or from nothing.
+
+        ``most`` is the largest chunk that it makes.
+        """
+        self._most = most
         self._fixed = chunksize if chunksize != "auto" else None
         self._workers = workers
         self._measured = max(measured, 1)  # tasks in the largest chunk measured
@@ -75,7 +80,7 @@ class ChunkSizer:
     def _auto(self, remaining: int | None) -> int:
         if self.task_s is None:
             return 1
-        tasks = min(TARGET_S / max(self.task_s, 1e-9), self._measured * GROWTH, MOST_TASKS)
+        tasks = min(TARGET_S / max(self.task_s, 1e-9), self._measured * GROWTH, self._most)
         if remaining is not None:
             # Not below what a message is worth, or the end would be a flock of tiny ones.
             least = min(LEAST_S / max(self.task_s, 1e-9), remaining)

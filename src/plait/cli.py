@@ -108,6 +108,7 @@ _JSONL_HELP = "Items are JSON values: 4 is a number, [1, 2] a list."
 _BACKEND_HELP = "The kind of worker; auto measures the first tasks and chooses."
 _BUFFER_HELP = "Items read ahead, or done and waiting for their turn to be printed."
 _START_HELP = "Processes are forked from a small server, or each started as a fresh Python."
+_PRELOAD_HELP = "A module that workers have from the start, for example numpy; may be repeated."
 _ERROR_HELP = "After a task failed: go on, or start nothing more."
 _BACKOFF_HELP = "Before a further try, up to S * FACTOR^(tries - 1) seconds, at most MAX."
 _TASK_TIMEOUT_HELP = "Seconds that one task may take, or 5x: five times the median so far."
@@ -135,6 +136,9 @@ def _map(
     start_method: Annotated[
         str | None, _Work(metavar="|".join(START_METHODS), help=_START_HELP)
     ] = None,
+    preload: Annotated[
+        list[str] | None, _Work("--preload", metavar="NAME", help=_PRELOAD_HELP)
+    ] = None,
     on_error: Annotated[str, _Care(metavar="|".join(ON_ERROR), help=_ERROR_HELP)] = "return",
     retries: Annotated[str, _Care(metavar="N", help="Further tries of a task that failed.")] = "0",
     backoff: Annotated[str, _Care(metavar="S[,FACTOR,MAX]", help=_BACKOFF_HELP)] = "0.1,2,30",
@@ -161,6 +165,7 @@ def _map(
         "chunksize": _number(chunksize),
         "buffersize": _number(buffersize),
         "start_method": start_method,
+        "preload": tuple(preload or ()),
         "on_error": on_error,
         "retries": _number(retries),
         "backoff": _numbers(backoff),

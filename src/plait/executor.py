@@ -26,6 +26,7 @@ from plait.limits import Limits
 from plait.options import Options
 from plait.outcome import Call
 from plait.plan import Facts, choose
+from plait.preload import check_preload
 from plait.server_process import start_early
 
 __all__ = ["Executor"]
@@ -44,6 +45,7 @@ class Executor(concurrent.futures.Executor):
         initializer: called once in each new worker, with ``initargs``.
         initargs: a tuple.
         start_method: "server" or "spawn", for processes.
+        preload: names of modules that workers have from the start; see ``plait.Options``.
         max_tasks_per_child: how many tasks a worker process runs before it is replaced.
         task_timeout: seconds that one task may take; see ``plait.Options``.
         memory_limit: memory that a worker process may have; see ``plait.Options``.
@@ -66,6 +68,7 @@ class Executor(concurrent.futures.Executor):
         initializer: Callable[..., object] | None = None,
         initargs: tuple[Any, ...] = (),
         start_method: Literal["server", "spawn"] | None = None,
+        preload: tuple[str, ...] = (),
         max_tasks_per_child: int | None = None,
         task_timeout: float | str | None = None,
         memory_limit: int | str | None = None,
@@ -77,11 +80,13 @@ class Executor(concurrent.futures.Executor):
                 "initializer": initializer,
                 "initargs": initargs,
                 "start_method": start_method,
+                "preload": preload,
                 "max_tasks_per_child": max_tasks_per_child,
                 "task_timeout": task_timeout,
                 "memory_limit": memory_limit,
             }
         )
+        check_preload(preload)
         if self._options.backend == "auto":
             allowed = "'threads', 'processes', 'asyncio' or 'serial'; only map() can measure first"
             raise OptionError("backend", "auto", allowed)

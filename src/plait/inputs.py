@@ -156,6 +156,10 @@ class SlicedInput:
         self._taken = len(self._items)
 
 
+def _ignore() -> None:
+    """Nobody waits any more."""
+
+
 class ThreadedInput:
     """Items that a thread reads ahead, as far as it is allowed to."""
 
@@ -241,5 +245,6 @@ class ThreadedInput:
             self._has_room.notify()
         self._is_read = True
         self._buffer.clear()
+        self._on_arrival = _ignore  # what it refers to is not to wait for the garbage collector
         if self._thread is not threading.current_thread():
             self._thread.join(CLOSE_S)

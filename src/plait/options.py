@@ -34,6 +34,7 @@ class OptionArgs(TypedDict, total=False):
     initializer: Callable[..., object] | None
     initargs: tuple[Any, ...]
     start_method: Literal["server", "spawn"] | None
+    preload: tuple[str, ...]
     buffersize: int | Literal["auto"]
     progress: Progress
     task_timeout: float | str | None
@@ -62,6 +63,10 @@ class Options:
         initializer: called once in each new worker, with ``initargs``.
         start_method: how worker processes start: "server" (forked from a small server,
             the default where fork exists) or "spawn" (a fresh interpreter each).
+        preload: names of modules, like ``("numpy",)``, that the server imports once, before it
+            forks workers from it: these have them from the start, and share their memory. What a
+            module opens, prints or draws (random numbers) as it is imported happens once, in the
+            server. One that starts threads is not preloaded, which is told by a RuntimeWarning.
         buffersize: how many tasks may be read ahead or wait unread; "auto" keeps the
             workers busy and the memory constant.
         progress: True for a bar on stderr, or a function of (done, total or None).
@@ -90,6 +95,7 @@ class Options:
     initializer: Callable[..., object] | None = None
     initargs: tuple[Any, ...] = ()
     start_method: str | None = None
+    preload: tuple[str, ...] = ()
     buffersize: int | Literal["auto"] = "auto"
     progress: Progress = False
     task_timeout: float | str | None = None
@@ -124,7 +130,16 @@ class Options:
             if value is not None and options.backend not in ("auto", "processes"):
                 allowed = f"None with backend={options.backend!r}: only processes can be ended"
                 raise OptionError(name, value, allowed)
+        options._check_preload()
         return options
+
+    def _check_preload(self) -> None:
+        has_server = self.backend in ("auto", "processes") and self.start_method != "spawn"
+        if self.preload and not has_server:
+            is_spawn = self.start_method == "spawn"
+            where = "start_method='spawn'" if is_spawn else f"backend={self.backend!r}"
+            allowed = f"() with {where}: modules are preloaded by the server that forks workers"
+            raise OptionError("preload", self.preload, allowed)
 
     @property
     def has_deadline(self) -> bool:
@@ -237,6 +252,11 @@ CHECKS: dict[str, Check] = {
     "initializer": _callable_or((type(None),), "a function or None"),
     "initargs": _instance(tuple, "a tuple of the initializer's arguments"),
     "start_method": lambda value: None if value is None else _one_of(START_METHODS)(value),
+    "preload": lambda value: (
+        None
+        if isinstance(value, tuple) and all(isinstance(name, str) for name in value)
+        else "a tuple of the names of modules, like ('numpy',)"
+    ),
     "buffersize": _count("auto"),
     "progress": _callable_or((bool,), "True, False or a function of (done, total)"),
     "task_timeout": _check_task_timeout,
@@ -281,6 +301,8 @@ FOREIGN = {
     "scheduler": "backend",
     "mp_context": "start_method",
     "context": "start_method",
+    "forkserver_preload": "preload",
+    "preload_modules": "preload",
     "pre_dispatch": "buffersize",
     "prefetch": "buffersize",
     "return_exceptions": "on_error='return'",

@@ -32,8 +32,9 @@ Key = tuple[str, int, str | None, int | None]
 class _Warm:
     """A pool and who uses it; one that is not kept takes no new users."""
 
-    def __init__(self, key: Key, backend: Backend) -> None:
+    def __init__(self, key: Key, preload: set[str], backend: Backend) -> None:
         self.key = key
+        self.preload = preload
         self.backend = backend
         self.users = 0
         self.idle_since = 0.0
@@ -58,16 +59,20 @@ class _Pools:
             options.max_tasks_per_child,
         )
         with self.changed:
-            warm = next((warm for warm in self.warm if self._fits(warm, key)), None)
+            preload = set(options.preload)
+            warm = next((warm for warm in self.warm if self._fits(warm, key, preload)), None)
             if warm is None:
-                warm = _Warm(key, open_backend(plan.backend, plan.max_workers, options))
+                backend = open_backend(plan.backend, plan.max_workers, options)
+                warm = _Warm(key, preload, backend)
                 self.warm.append(warm)
                 self._wake_janitor()
             warm.users += 1
             return warm.backend
 
-    def _fits(self, warm: _Warm, key: Key) -> bool:
-        return warm.key == key and warm.is_kept and warm.backend.is_usable
+    def _fits(self, warm: _Warm, key: Key, preload: set[str]) -> bool:
+        # More than what was asked for does no harm; less would be no answer to who asked.
+        is_alike = warm.key == key and warm.preload >= preload
+        return is_alike and warm.is_kept and warm.backend.is_usable
 
     def release(self, backend: Backend, *, keep: bool) -> None:
         with self.changed:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 from plait import pools
 from plait.backends.contract import Setting
 from plait.choice import decide, is_coroutine, look_ahead
-from plait.chunks import ChunkSizer
+from plait.chunks import MOST_TASKS, ChunkSizer
 from plait.errors import RunTimeout, TaskError
 from plait.host import monotonic
 from plait.inputs import (
@@ -47,6 +47,7 @@ __all__ = ["Run"]
 # Where results are read as they come, so many chunks' worth of tasks may wait unread.
 UNREAD_CHUNKS = 4
 LEAST_UNREAD = 8  # for each worker
+UNREAD_TASKS = 128 * 1024  # but no more than so many, in all
 
 
 class Run:
@@ -75,11 +76,13 @@ class Run:
         backend: Backend | None = None,
         keeps: bool = False,
         start: Start | None = None,
+        is_stored: bool = False,
     ) -> None:
         """Prepare a run over ``items``, ``total`` of them if that is known.
 
         ``backend`` is a pool to use; ``keeps`` is for who collects everything anyway;
-        ``start`` is what was done already: ``items`` are those after it, ``total`` counts all.
+        ``start`` is what was done already: ``items`` are those after it, ``total`` counts all;
+        ``is_stored``: all items are there already, and nobody changes them before the end.
         """
         self.plan: Plan | None = None
         self.report = Report()
@@ -99,10 +102,8 @@ class Run:
         self._depth = 1  # chunks that a worker may have at once
         self._feeds = True  # false once the input ended, an error stopped it, or it was cancelled
         self._is_stopped = False  # by an error, or by who called stop(): nothing new starts
-        # Where all is kept until the end, the caller is in map() and cannot change an item.
-        keeps_items = keeps and total is not None
         self._setting = Setting(
-            Limits.of(options), prefix_output=options.prefix_output, keeps_items=keeps_items
+            Limits.of(options), prefix_output=options.prefix_output, keeps_items=is_stored
         )
         self._retries = Retries(RetryPolicy(options), _draw)
         self._bell: SimpleQueue[None] = SimpleQueue()  # rung to end a wait for the next try
@@ -112,7 +113,7 @@ class Run:
         self._show: Show | None = None
         self._started = 0.0
         self._stretches = self._run()
-        self._outcomes = self._iterate()
+        self._outcomes: Generator[Outcome] | None = None  # made when it is needed: it refers to us
 
     # --- What users see ----------------------------------------------------------------
 
@@ -120,12 +121,17 @@ class Run:
         # A generator of its own, so that leaving a for-loop ends the run there and then. The
         # run itself is part of a cycle, and would wait for the garbage collector.
         try:
-            yield from self._outcomes
+            yield from self._open_outcomes()
         finally:
             self.cancel()
 
     def __next__(self) -> Outcome:
-        return next(self._outcomes)
+        return next(self._open_outcomes())
+
+    def _open_outcomes(self) -> Generator[Outcome]:
+        if self._outcomes is None:
+            self._outcomes = self._iterate()
+        return self._outcomes
 
     def __enter__(self) -> Self:
         return self
@@ -147,7 +153,8 @@ class Run:
         self.stop()
         # A generator that is running, in another thread, cannot be closed; but it was woken.
         with suppress(ValueError):
-            self._outcomes.close()
+            if self._outcomes is not None:
+                self._outcomes.close()
             self._stretches.close()
 
     def stop(self) -> None:
@@ -275,6 +282,7 @@ class Run:
             plan.max_workers,
             plan.sample.task_s if plan.sample else None,
             plan.sample.tasks if plan.sample else 0,
+            self._most_tasks(plan.max_workers),
         )
         while not self._is_cancelled:
             is_full = self._feed(lane, sizer, plan.max_workers)
@@ -294,6 +302,12 @@ class Run:
                 self._input.wait(self._patience())
             else:
                 self._await_next_try()
+
+    def _most_tasks(self, workers: int) -> int:
+        """Return how large a chunk may be: where memory is constant, all chunks share its bound."""
+        if self._keeps:
+            return MOST_TASKS
+        return max(1, UNREAD_TASKS // (UNREAD_CHUNKS * workers * self._depth))
 
     def _settle(self, batch: list[Finished]) -> list[Finished]:
         """Record what is final; all of it, before the reader may leave at the first."""

@@ -143,7 +143,9 @@ class SegmentStore:
         """Give memory back that is not worth keeping; whoever has finished something calls it."""
         with self._lock:
             keep = max(self._end, KEPT_BYTES)
-            if self.touched > keep:  # nobody reads there, so the end of the file may be cut off
+            if (
+                self.fd >= 0 and self.touched > keep
+            ):  # nobody reads there, so the end of the file may be cut off
                 os.truncate(self.fd, keep)
                 os.truncate(self.fd, self._limit)
                 self.touched = keep
@@ -174,11 +176,13 @@ class Placing:
             return None
         key = id(raw.obj)
         known, segment = self._known.pop(key, (None, None))
-        if segment is None or segment[1] != raw.nbytes:
+        if segment is not None and segment[1] != raw.nbytes:  # it has grown
+            self._store.release(segment[0])
+            segment = None
+        is_kept = segment is not None
+        if segment is None:
             segment = self._store.place(raw)
             is_kept = segment is not None and known is not None
-        else:
-            is_kept = True
         if segment is not None and is_kept:
             self._store.retain(segment[0])  # for the caller; the first one is ours
         self._known[key] = (raw.obj, segment if is_kept else None)
@@ -214,15 +218,15 @@ class SegmentView:
     def open(self, segment: Segment) -> memoryview:
         """Return the memory of a segment; when nothing refers to it any more, it is released."""
         offset, size = segment
-        held = self._leases.get(offset)
-        lease = held() if held is not None else None
-        if lease is None:
-            memory = self._map()
-            if memory is None:
-                return self._copy(segment)
-            lease = _array_type(_in_pages(size)).from_buffer(memory, offset)
-            self._leases[offset] = weakref.ref(lease, self._on_end(offset, size))
-            self.seen = max(self.seen, offset + size)
+        self.seen = max(self.seen, offset + size)
+        if self.is_held(offset):  # and may have been changed by who holds it
+            return self._copy(segment)
+        memory = self._map()
+        if memory is None:
+            self.released.append(offset)
+            return self._copy(segment)
+        lease = _array_type(_in_pages(size)).from_buffer(memory, offset)
+        self._leases[offset] = weakref.ref(lease, self._on_end(offset, size))
         return memoryview(lease).cast("B")[:size]
 
     def _map(self) -> mmap.mmap | None:
@@ -239,7 +243,6 @@ class SegmentView:
         done = 0
         while done < size:
             done += os.preadv(self._fd, [buffer[done:]], offset + done)
-        self.released.append(offset)
         return buffer
 
     def _on_end(self, offset: int, size: int) -> Callable[[weakref.ref[Any]], None]:
@@ -264,12 +267,12 @@ class SegmentView:
         self.released.append(offset)
 
     def is_held(self, offset: int) -> bool:
-        """Whether something here refers to a segment."""
-        return offset in self._leases
+        """Whether something refers to a segment, here or in a forked copy of this process."""
+        return offset in self._leases or offset in self._pinned
 
     def drop(self, segment: Segment) -> None:
         """Release a segment that was never opened."""
-        if segment[0] not in self._leases:
+        if not self.is_held(segment[0]):
             self.released.append(segment[0])
 
     def take_released(self) -> list[int]:
@@ -295,13 +298,14 @@ class SegmentView:
         if self._pinned or not hasattr(mmap, "MADV_REMOVE"):
             return
         sizes = {offset: len(lease() or b"") for offset, lease in list(self._leases.items())}
-        end = _in_pages(self.seen)
+        end = max(offset + size for offset, size in sizes.items())
+        os.truncate(self._fd, end)
         with mmap.mmap(self._fd, end) as memory:
             start = 0
-            for offset in sorted([*sizes, end]):
+            for offset in sorted(sizes):
                 if offset > start:
                     memory.madvise(mmap.MADV_REMOVE, start, offset - start)
-                start = offset + sizes.get(offset, 0)
+                start = offset + sizes[offset]
 
 
 def _in_pages(size: int) -> int:

@@ -50,8 +50,8 @@ Place = Callable[[pickle.PickleBuffer], Segment | None]
 Packed = tuple[Any, ...]
 """A pickled object: the pickle, the large buffers it refers to, in order, and perhaps its bulk.
 
-Bulk are large bytes, bytearrays and memoryviews, which pickle would copy into the pickle: pairs
-of a type and a buffer. Pickle and buffers may be laid down as segments (segments.py); a pair of
+Bulk are large bytes and bytearrays, which pickle would copy into the pickle: pairs of a type's
+name and a buffer. Pickle and buffers may be laid down as segments (segments.py); a pair of
 numbers then says where. A bare tuple, as most messages have some: a class of its own
 would cost more than the rest.
 """
@@ -158,7 +158,7 @@ def _has_bulk(obj: object, depth: int = 3) -> bool:
     """Whether there is something large in an object, at a place where it is likely to be."""
     kind = type(obj)
     if kind in BULK:
-        return _nbytes(obj) >= OUT_OF_BAND_BYTES
+        return len(obj) >= OUT_OF_BAND_BYTES  # type: ignore[arg-type]
     if depth and kind in CARRIERS:
         for part in _likely_parts(obj):
             if _has_bulk(part, depth - 1):
@@ -178,44 +178,52 @@ def _likely_parts(obj: Any) -> Iterable[Any]:
     return [part for _, part in _parts(obj, "")]
 
 
-def _nbytes(obj: Any) -> int:
-    return int(obj.nbytes) if type(obj) is memoryview else len(obj)
-
-
-def _dump_with_bulk(pickler: type[pickle.Pickler], obj: object) -> Packed:
+def _dump_with_bulk(base: Any, obj: object) -> Packed:
     buffers, keep_inside = _buffer_callback()
-    bulk: list[tuple[str, pickle.PickleBuffer]] = []
-
-    class Pickler(pickler):  # type: ignore[valid-type,misc]
-        def persistent_id(self, part: Any) -> int | None:
-            if type(part) not in BULK or _nbytes(part) < OUT_OF_BAND_BYTES:
-                return None
-            if type(part) is memoryview and not part.c_contiguous:
-                part = memoryview(part.tobytes())
-            bulk.append((type(part).__name__, pickle.PickleBuffer(part)))
-            return len(bulk) - 1
-
     with io.BytesIO() as file:
-        Pickler(file, protocol=PROTOCOL, buffer_callback=keep_inside).dump(obj)
+        pickler = _bulk_pickler_class(base)(file, protocol=PROTOCOL, buffer_callback=keep_inside)
+        bulk: list[Any] = []
+        pickler.bulk = bulk
+        pickler.places = {}
+        pickler.dump(obj)
         return file.getvalue(), buffers, bulk
+
+
+@lru_cache(maxsize=2)
+def _bulk_pickler_class(base: Any) -> Any:
+    class Pickler(base):  # type: ignore[misc]
+        bulk: list[tuple[str, pickle.PickleBuffer]]
+        places: dict[int, int]  # in bulk, by id: what is in two places is to arrive as one
+
+        def persistent_id(self, part: Any) -> int | None:
+            if type(part) not in BULK or len(part) < OUT_OF_BAND_BYTES:
+                return None
+            if id(part) not in self.places:
+                self.places[id(part)] = len(self.bulk)
+                self.bulk.append((type(part).__name__, pickle.PickleBuffer(part)))
+            return self.places[id(part)]
+
+    return Pickler
 
 
 class _BulkUnpickler(pickle.Unpickler):
     def __init__(self, data: Any, buffers: list[Any], bulk: list[tuple[str, Any]]) -> None:
         super().__init__(io.BytesIO(data), buffers=buffers)
         self._bulk = bulk
+        self._made: dict[int, Any] = {}
 
     def persistent_load(self, place: int) -> Any:
-        kind, buffer = self._bulk[place]
-        return BULK_MAKERS[kind](buffer)
+        if place not in self._made:
+            kind, buffer = self._bulk[place]
+            self._made[place] = BULK_MAKERS[kind](buffer)
+        return self._made[place]
 
 
 BULK_MAKERS: dict[str, Callable[[Any], Any]] = {
     "bytes": bytes,
     "bytearray": bytearray,
-    "memoryview": memoryview,
 }
-BULK = frozenset({bytes, bytearray, memoryview})
+BULK = frozenset({bytes, bytearray})
 MOST_PARTS = 16
 CARRIERS = frozenset({tuple, list, dict, partial, types.FunctionType, types.MethodType})
 
@@ -257,10 +265,25 @@ def _pickler_class() -> type[pickle.Pickler]:
 
     class Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # it has no type hints
         dispatch_table: ClassVar[Any] = ChainMap(
-            {ContextVar: reduce_variable}, cloudpickle.Pickler.dispatch_table
+            {ContextVar: reduce_variable, memoryview: _reduce_view},
+            cloudpickle.Pickler.dispatch_table,
         )
 
     return Pickler
+
+
+def _reduce_view(view: memoryview) -> tuple[Callable[..., memoryview], tuple[Any, ...]]:
+    """Reduce a view to a buffer, the format of its numbers, and its shape."""
+    memoryview(bytes(view.itemsize)).cast(view.format)  # type: ignore[call-overload]  # or it fails
+    whole = view if view.c_contiguous else memoryview(view.tobytes())
+    return _make_view, (pickle.PickleBuffer(whole), view.format, view.shape)
+
+
+def _make_view(buffer: Any, form: str, shape: tuple[int, ...]) -> memoryview:
+    # A memoryview of a PickleBuffer crashes CPython's garbage collector (3.11 to 3.13).
+    raw = buffer.raw() if isinstance(buffer, pickle.PickleBuffer) else buffer
+    view = memoryview(raw).cast("B")
+    return view.cast(form, shape) if view.nbytes else view.cast(form)  # type: ignore[call-overload,no-any-return]
 
 
 # --- Who is to blame -----------------------------------------------------------------
@@ -304,7 +327,8 @@ def _parts(obj: object, name: str) -> Iterator[tuple[str, object]]:
 
 def _function_parts(fn: types.FunctionType, name: str) -> Iterator[tuple[str, object]]:
     for variable, cell in zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=True):
-        yield f"{name}.__closure__[{variable!r}]", cell.cell_contents
+        with suppress(ValueError):  # the variable has no value yet
+            yield f"{name}.__closure__[{variable!r}]", cell.cell_contents
     for variable in fn.__code__.co_names:
         if variable in fn.__globals__:
             yield f"{name}.__globals__[{variable!r}]", fn.__globals__[variable]

@@ -654,12 +654,13 @@ def test_what_a_task_left_to_a_child_of_its_own_stays_as_it_was(
             finally:
                 os._exit(0)
 
-    options: dict[str, Any] = {"max_workers": 1, "chunksize": 2, **process_way.options}
-    plait.map(leave_to_a_child, [full(7), full(0), full(0)], **options)
-    for number in range(5):
-        plait.map(add_one, [full(number)] * 6, **options)
-    gate.write_text("open")
-    assert answer.read_text() == "True"
+    with plait.Executor(1, **process_way.executor) as executor:
+        backend: Any = executor._backend
+        run_lane(backend, leave_to_a_child, [Chunk(0, [full(7), full(0)])])
+        for number in range(5):
+            run_lane(backend, add_one, [Chunk(0, [full(number) for _ in range(4)])])
+        gate.write_text("open")
+        assert answer.read_text() == "True"
 
 
 # --- The memory comes back -----------------------------------------------------------------
@@ -920,7 +921,7 @@ def test_memory_for_results_is_given_back(process_way: Way) -> None:
     with plait.Executor(1, initializer=keep_little_memory, **process_way.executor) as executor:
         results = list(executor.map(full, range(20)))
         backend: Any = executor._backend
-        (worker,) = backend._workers.values()
+        (worker,) = backend.workers.values()
         assert memory_of(worker.view._fd) >= 20 * NBYTES
         del results
         for _ in range(2):

@@ -45,4 +45,5 @@ def open_backend(name: str, max_workers: int, options: Options) -> Backend:
         initializer,
         options.start_method or default_start_method(),
         options.max_tasks_per_child,
+        options.preload,
     )

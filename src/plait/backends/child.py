@@ -13,7 +13,16 @@ from contextlib import suppress
 
 from plait.backends.launcher import Born, Change, Launcher
 from plait.backends.messages import StatusPage, new_file_fd, new_page_fd
-from plait.backends.orders import Order, file_of, pack_order, receive_order, send_order
+from plait.backends.orders import (
+    Order,
+    Preload,
+    Preloaded,
+    file_of,
+    object_in,
+    pack_order,
+    receive_order,
+    send_order,
+)
 from plait.channel import Channel
 from plait.errors import WorkerStartError
 from plait.segments import SegmentView
@@ -28,10 +37,10 @@ __all__ = ["open_launcher"]
 OUTPUT_BYTES = 1 << 20
 
 
-def open_launcher(start_method: str) -> Launcher:
+def open_launcher(start_method: str, preload: tuple[str, ...] = ()) -> Launcher:
     """Return a launcher for a start method: "server" or "spawn"."""
     if CAN_FORK:
-        return ServerLauncher(is_fresh=start_method == "spawn")
+        return ServerLauncher(is_fresh=start_method == "spawn", preload=preload)
     from plait.backends.thread_launcher import ThreadLauncher
 
     return ThreadLauncher()
@@ -63,18 +72,34 @@ def _output_pipe() -> tuple[int, int]:
 class ServerLauncher:
     """Has the server start workers: as forks of it, or as fresh interpreters."""
 
-    def __init__(self, *, is_fresh: bool) -> None:
+    def __init__(self, *, is_fresh: bool, preload: tuple[str, ...] = ()) -> None:
         self.pids: dict[int, int] = {}
+        self.preloaded: list[Preloaded] = []
         self._is_fresh = is_fresh
+        self._preload = preload
         self._alive: set[int] = set()
         self._control = _open_control()
         self.is_lost = False
+        self.preload()
 
     def renew(self) -> None:
         """Find the server, or a new one."""
         self._control.close()
         self._control = _open_control()
         self.is_lost = False
+        self.preload()
+
+    def preload(self) -> None:
+        """Have the server import modules, before it starts the workers that come now."""
+        if self._preload:
+            self._order(Order(b"LOAD"), file_of(Preload.here(self._preload)))
+
+    def _order(self, order: Order, *fds: int) -> None:
+        """Send an order, and close what goes with it."""
+        with suppress(OSError):  # take_changes() will tell that the server died
+            send_order(self._control, order, fds)
+        for fd in fds:
+            os.close(fd)
 
     def fileno(self) -> int:
         """Return what to wait on."""
@@ -104,12 +129,14 @@ class ServerLauncher:
         try:
             self._control.setblocking(False)
             while True:
-                (verb, number, value, peak), _ = receive_order(self._control)
+                (verb, number, value, peak), fds = receive_order(self._control)
                 if verb == b"PID ":
                     self.pids[number] = value
                 elif verb == b"ENDS":
                     self._alive.discard(number)
                     changes.append(Change(number, "ended", value, peak))
+                elif verb == b"LOAD":
+                    self.preloaded.append(Preloaded(*object_in(*fds)))
                 else:
                     what = "stopped" if verb == b"STOP" else "continued"
                     changes.append(Change(number, what, value))

@@ -6,10 +6,8 @@ the socket, the status page and the pipes were made by the parent and handed ove
 
 from __future__ import annotations
 
-import ctypes
 import os
 import pickle
-import random
 import signal
 import socket
 import sys
@@ -17,8 +15,9 @@ from contextlib import suppress
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from plait import wire
+from plait import blas, wire
 from plait.backends.child_voice import Voice, keep_last_words, mend_streams, take_streams
+from plait.backends.kinship import die_with_parent
 from plait.backends.messages import (
     TOGETHER,
     Forget,
@@ -49,15 +48,10 @@ if TYPE_CHECKING:
 # Results are sent at the end of a chunk, and in a longer one this often.
 SEND_S = 0.05
 
-__all__ = ["MAXRSS_UNIT", "adopt_orphans", "die_with_parent", "main", "main_spawned"]
+__all__ = ["main", "main_spawned"]
 
-# What the kernel counts ru_maxrss in, in bytes.
-MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024
-
-PR_SET_PDEATHSIG = 1
-PR_SET_CHILD_SUBREAPER = 36
-if sys.platform == "linux":
-    LIBC = ctypes.CDLL(None)
+# Modules with random numbers of their own, and a function "seed".
+SEEDED = ("random", "numpy.random", "torch")
 
 
 def main(sock_fd: int, page_fd: int, items_fd: int, results_fd: int, *output_fds: int) -> None:
@@ -81,22 +75,6 @@ def main_spawned(*fds: int) -> None:
     main(*fds)
 
 
-def die_with_parent() -> None:
-    """Ask the kernel (Linux) to kill this process when the thread that started it ends.
-
-    It works while a task sleeps or sits in C code, when nothing in Python could notice.
-    Elsewhere a worker notices at the end of its task that its channel is closed.
-    """
-    if sys.platform == "linux":
-        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def adopt_orphans() -> None:
-    """Ask the kernel (Linux) to make this process the parent of its descendants' orphans."""
-    if sys.platform == "linux":
-        LIBC.prctl(PR_SET_CHILD_SUBREAPER, 1)
-
-
 def _take_socket(fd: int) -> socket.socket:
     if sys.platform == "win32":  # untested: sockets are handed over through stdin there
         return socket.fromshare(sys.stdin.buffer.read())
@@ -115,6 +93,14 @@ def _leave(status: int) -> NoReturn:
         with suppress(Exception):
             stream.flush()
     os._exit(status)
+
+
+def _reseed() -> None:
+    """Seed the random numbers of what was loaded before the fork: workers are not to share them."""
+    for name in SEEDED:
+        module = sys.modules.get(name)
+        if module is not None:
+            module.seed()
 
 
 class _Condemned(BaseException):
@@ -141,7 +127,7 @@ class _Worker:
         self._sent_at = 0.0
         self._first = 0  # the index of the first task of the chunk that runs
         enter_worker()
-        random.seed()
+        _reseed()
         signal.signal(signal.SIGINT, _leave_it_to_the_parent)
         signal.signal(signal.SIGTERM, self._end_task)
         if page_fd >= 0:
@@ -167,7 +153,15 @@ class _Worker:
         for segment in self._unopened.pop(key, ()):
             self._view.drop(segment)
         if self._view.released:
-            self._sender.send(encode(Released(self._view.take_released())))
+            self._sender.send(encode(Released(list(self._take_released()))))
+
+    def _take_released(self) -> set[int]:
+        """Return the segments that are not needed any more.
+
+        A function that could not be loaded will be tried again, and needs its own.
+        """
+        needed = {offset for segments in self._unopened.values() for offset, _ in segments}
+        return set(self._view.take_released()) - needed
 
     def _end_task(self, signum: int, frame: object) -> None:  # noqa: ARG002
         """Hear SIGTERM: from the parent it ends the running task; from others, this process."""
@@ -180,6 +174,7 @@ class _Worker:
         os.environ.clear()
         os.environ.update(setup.environ)
         os.environ[WORKER_MARK] = str(self._pid)
+        blas.follow_environment()  # what was preloaded has not seen it
         sys.argv[:] = setup.argv
         if self._results_fd >= 0:
             self._store = SegmentStore(self._results_fd, setup.workers)
@@ -228,8 +223,8 @@ class _Worker:
                     variable, value = wire.load(packed)
                     variable.set(value)
                     self._variables.setdefault(key, []).append((variable, value))
-            self._unopened.pop(key, None)
             known = self._known[key] = Call(wire.load(known.fn, self._view), known.style)
+            self._unopened.pop(key, None)
         return known
 
     def _lay_down(self, buffer: pickle.PickleBuffer) -> Segment | None:
@@ -243,8 +238,10 @@ class _Worker:
         return wire.unseal(sealed, self._view)
 
     def _work(self, work: Work) -> None:
-        for offset in work.released:
-            self._store.release(offset)
+        if work.released:
+            for offset in work.released:
+                self._store.release(offset)
+            self._store.trim()
         self._sent_at = monotonic()
         self._first = work.first
         # What a task sets in its context is not seen by other chunks.
@@ -347,6 +344,7 @@ class _Worker:
         self._leave_if_copy()
         values, errors, times, is_last, _ = stretch
         packed = {offset: pack_error(error) for offset, error in errors.items()} if errors else {}
+        errors.clear()  # an error refers to the items of its task
         queued_s = self._queue_clock.read_since_last()
         results = Results(seq, place, values, is_plain, packed, times, is_last, queued_s, unread)
         is_due = is_last or monotonic() - self._sent_at >= SEND_S
@@ -367,7 +365,7 @@ class _Worker:
         """Add which segments of the finished chunk are still in use, and which others are not."""
         own = {offset for offset, _ in segments}
         held = tuple(offset for offset in own if self._view.is_held(offset))
-        released = tuple(set(self._view.take_released()) - own)
+        released = tuple(self._take_released() - own)
         return results._replace(held=held, released=released)
 
     def _seal_all(self, stretch: Stretch) -> None:

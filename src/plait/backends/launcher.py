@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from plait.backends.messages import StatusPage
+    from plait.backends.orders import Preloaded
     from plait.channel import Channel
     from plait.segments import SegmentView
 
@@ -51,13 +52,19 @@ class Launcher(Protocol):
     """One way to start worker processes. ``fileno`` becomes readable when some changed.
 
     A launcher that is lost cannot start any more, until ``renew``, which changes ``fileno``.
+    ``preloaded`` is what was heard of modules that workers are to have from the start.
     """
 
     pids: dict[int, int]
     is_lost: bool
+    preloaded: list[Preloaded]
 
     def renew(self) -> None:
         """Make a lost launcher work again."""
+        ...
+
+    def preload(self) -> None:
+        """Have the modules imported that were not, or that have changed since."""
         ...
 
     def fileno(self) -> int:

@@ -6,14 +6,28 @@ room than an Order has is in a file without a name.
 
 from __future__ import annotations
 
+import os
 import pickle
 import socket
 import struct
-from typing import Any, NamedTuple
+import sys
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from plait.backends.messages import new_file_fd
 
-__all__ = ["Order", "file_of", "object_in", "pack_order", "receive_order", "send_order"]
+if TYPE_CHECKING:
+    from plait.backends.code_watch import Stamp
+
+__all__ = [
+    "Order",
+    "Preload",
+    "Preloaded",
+    "file_of",
+    "object_in",
+    "pack_order",
+    "receive_order",
+    "send_order",
+]
 
 FORMAT = struct.Struct("<4sIqq")
 MOST_FDS = 7
@@ -25,16 +39,43 @@ class Order(NamedTuple):
     To the server: OPEN (a control socket comes along), FORK worker ``number`` (its
     channel, its status page and its ends of two pipes for output come along), EXEC the same
     as a fresh interpreter (a file with its environment, pickled, comes along too), END worker
-    ``number``: ask it to (SIGTERM), and kill it after ``value`` milliseconds.
+    ``number``: ask it to (SIGTERM), and kill it after ``value`` milliseconds; LOAD modules (a file
+    with a Preload comes along) before workers are started.
     From it: PID of worker ``number``, ENDS with exit code or minus the signal in ``value``,
     and the most memory that it ever had, in bytes, in ``peak``; STOP by signal ``value``,
-    CONT after one.
+    CONT after one; LOAD: what became of the last one is in a file, a Preloaded.
     """
 
     verb: bytes
     number: int = 0
     value: int = 0
     peak: int = 0
+
+
+class Preload(NamedTuple):
+    """Modules that the server is to import, and where the parent stands as it asks for them."""
+
+    names: tuple[str, ...]
+    cwd: str | None
+    sys_path: list[str]
+    dont_write_bytecode: bool
+    environ: dict[str, str]
+
+    @classmethod
+    def here(cls, names: tuple[str, ...]) -> Preload:
+        """Return an order for modules, as they are found from this process."""
+        try:
+            cwd = os.getcwd()  # noqa: PTH109  text, to be sent
+        except OSError:  # it was deleted
+            cwd = None
+        return cls(names, cwd, list(sys.path), sys.dont_write_bytecode, dict(os.environ))
+
+
+class Preloaded(NamedTuple):
+    """What became of it: why some were ``refused``, and the files of the user's own modules."""
+
+    refused: dict[str, str]
+    stamps: dict[str, Stamp]
 
 
 def pack_order(order: Order) -> bytes:

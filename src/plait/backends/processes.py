@@ -47,7 +47,7 @@ from plait.backends.messages import (
 from plait.backends.process_lane import Death, Entry, Job, ProcessLane, Report, Uttered, Verdict
 from plait.backends.process_worker import QUEUE_DEPTH, Worker
 from plait.backends.turns import Turns
-from plait.backends.voices import OutputReader, put_out
+from plait.backends.voices import OutputReader, put_out, warning
 from plait.blas import with_thread_limits
 from plait.errors import PlaitError, PoolClosed, WorkerStartError, death_text
 from plait.host import monotonic, oom_kills
@@ -58,6 +58,7 @@ from plait.wire_errors import load_error
 if TYPE_CHECKING:
     from plait.backends.launcher import Change
     from plait.backends.messages import Context
+    from plait.backends.orders import Preloaded
     from plait.channel import Channel
     from plait.outcome import Call
 
@@ -90,6 +91,7 @@ class ProcessBackend:
         initializer: Callable[[], object] | None = None,
         start_method: str = "server",
         max_tasks_per_child: int | None = None,
+        preload: tuple[str, ...] = (),
     ) -> None:
         self.max_workers = max_workers
         self.most_tasks = max_tasks_per_child or sys.maxsize
@@ -97,7 +99,7 @@ class ProcessBackend:
         self._initializer = wire.pack(initializer, "initializer") if initializer else None
         self._turns = Turns()
         self.lock = self._turns.lock  # guards everything below
-        self._launcher = open_launcher(start_method)
+        self._launcher = open_launcher(start_method, preload)
         self.workers: dict[int, Worker] = {}
         self._holdings = Holdings(self.store)
         self._dispatcher = Dispatcher(self, self._holdings)
@@ -138,6 +140,7 @@ class ProcessBackend:
         lane = ProcessLane(self, next(self._keys), call, setting or Setting())
         with self._shield(), self.lock:
             if self._code.changed(call.fn):
+                self._launcher.preload()
                 for worker in list(self.workers.values()):
                     worker.is_stale = True
                     self.let_go(worker)
@@ -439,6 +442,8 @@ class ProcessBackend:
 
     def _hear_launcher(self, *_: object) -> None:
         changes = self._launcher.take_changes()
+        while self._launcher.preloaded:
+            self._note_preloaded(self._launcher.preloaded.pop(0))
         if self._launcher.is_lost:
             self._turns.unwatch(self._launcher)
             if self._broken is None:
@@ -458,6 +463,12 @@ class ProcessBackend:
                 self.judge_at(monotonic())
         if vanished:  # all of them are one failure, and not the initializer's
             self._count_false_start(vanished[0], None)
+
+    def _note_preloaded(self, preloaded: Preloaded) -> None:
+        self._code.watch(preloaded.stamps)
+        for name, reason in preloaded.refused.items():
+            text = f"plait did not preload {name!r}: {reason}. Workers import it when they need it."
+            self._strays.append(Uttered(warning(text), ""))
 
     def _bury(self, worker: Worker, change: Change) -> None:
         """Settle the affairs of a worker that ended."""

@@ -26,20 +26,33 @@ import os
 import selectors
 import signal
 import socket
+import sys
 from contextlib import suppress
 from importlib import import_module
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from plait.backends import child_main
-from plait.backends.orders import Order, object_in, receive_order, send_order
-from plait.host import child_pids, family_pids, monotonic, process_groups, worker_mark
+from plait.backends.kinship import (
+    adopt_orphans,
+    die_with_parent,
+    kill_family,
+    send_signal,
+    take_root,
+)
+from plait.backends.orders import Order, Preload, object_in, receive_order, send_order
+from plait.host import child_pids, monotonic, process_groups, worker_mark
 from plait.server_process import python_command
+
+if TYPE_CHECKING:
+    from plait.backends.preloader import Preloader
 
 __all__ = ["main"]
 
 # What workers load when they need it, to log as the parent does and to carry any function, in
 # small steps: it is loaded here while nothing is asked, often as the parent is loading as well.
 LATE = ("dataclasses", "traceback", "logging", "platform", "uuid", "cloudpickle")
+# What the kernel counts ru_maxrss in, in bytes.
+MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024
 # When the server ends it waits so long for what it killed, and then no longer.
 LAST_WAIT_S = 1
 
@@ -49,31 +62,9 @@ def main(parent_pid: int) -> None:
     try:
         with suppress(PermissionError):  # it leads a session already
             os.setsid()
-        _Server(_take_root(), parent_pid).serve()
+        _Server(take_root(), parent_pid).serve()
     finally:
         os._exit(0)
-
-
-def _take_root() -> socket.socket:
-    """Return the root socket, which came as standard input, and close what else was inherited."""
-    for fd in _open_fds():
-        with suppress(OSError):
-            if fd > 2 and os.get_inheritable(fd):  # what Python opens itself is not inheritable
-                os.close(fd)
-    null = os.open(os.devnull, os.O_RDWR)
-    while null <= 2:  # standard output or error was closed
-        null = os.dup(null)
-    root = os.dup(0)
-    os.dup2(null, 0)
-    os.close(null)
-    return socket.socket(fileno=root)
-
-
-def _open_fds() -> list[int]:
-    try:
-        return [int(name) for name in os.listdir("/dev/fd")]  # noqa: PTH208
-    except OSError:
-        return list(range(1024))
 
 
 class _Child:
@@ -92,13 +83,13 @@ class _Server:
         self._pid = os.getpid()
         self._workers: dict[int, _Child] = {}
         self._late = [*reversed(LATE)]
+        self._preloader: Preloader | None = None  # until modules are asked for
         self._selector = selectors.DefaultSelector()
         self._selector.register(root, selectors.EVENT_READ, self._open)
-        child_main.adopt_orphans()
+        adopt_orphans()
         self._watch_parent(parent_pid)
         self._watch_children()
-        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(signum, signal.SIG_IGN)  # the parent decides when this ends
+        self._set_signals()
 
     def _watch_parent(self, pid: int) -> None:
         self._parent_fd = -1
@@ -116,9 +107,13 @@ class _Server:
         self._bell.setblocking(False)
         bell_end.setblocking(False)
         self._bell_end = bell_end
-        signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.set_wakeup_fd(bell_end.fileno(), warn_on_full_buffer=False)
         self._selector.register(self._bell, selectors.EVENT_READ, self._reap)
+
+    def _set_signals(self) -> None:
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(self._bell_end.fileno(), warn_on_full_buffer=False)
+        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(signum, signal.SIG_IGN)  # the parent decides when this ends
 
     def serve(self) -> NoReturn:
         while True:
@@ -135,6 +130,12 @@ class _Server:
         if not self._late:
             gc.freeze()  # what is never collected is not written to: all workers share it
 
+    @property
+    def _children(self) -> set[int]:
+        """The processes that were forked here, without what they started."""
+        trial = self._preloader.trial_pid if self._preloader is not None else 0
+        return {*self._workers, trial} - {0}
+
     def _kill_due(self) -> float | None:
         """Kill the workers whose time is over; return the seconds until the next is due."""
         now = monotonic()
@@ -144,7 +145,7 @@ class _Server:
                 continue
             if worker.kill_at <= now:
                 worker.kill_at = None
-                _kill_family(pid)
+                kill_family(pid)
             else:
                 left = min(left or worker.kill_at - now, worker.kill_at - now)
         return left
@@ -155,8 +156,8 @@ class _Server:
         signal.alarm(LAST_WAIT_S)  # the last resort: a process may not die, in a broken mount
         with suppress(ChildProcessError):
             while True:
-                for pid in {*self._workers, *child_pids(self._pid)}:
-                    _kill_family(pid)
+                for pid in {*self._children, *child_pids(self._pid)}:
+                    kill_family(pid)
                 os.wait()  # its children, if it leaves any, are ours now
         os._exit(0)
 
@@ -177,23 +178,29 @@ class _Server:
             return
         if order.verb == b"END ":
             self._end_worker(control, order)
-        else:
+        elif order.verb == b"LOAD":
+            self._preload(control, Preload(*object_in(*fds)))
+        elif self._preloader is None or not self._preloader.hold(control, order, fds):
             self._start(control, order, fds)
 
     def _end_worker(self, control: socket.socket, order: Order) -> None:
+        if self._preloader is not None and self._preloader.drop_held(control, order.number):
+            self._tell(control, Order(b"ENDS", order.number, -signal.SIGTERM))
         for pid, worker in self._workers.items():
             if worker.control is control and worker.number == order.number:
                 worker.kill_at = monotonic() + order.value / 1000
                 if order.value:
-                    _signal(pid, signal.SIGTERM)
-                    _signal(pid, signal.SIGCONT)  # or one that is stopped would not hear it
+                    send_signal(pid, signal.SIGTERM)
+                    send_signal(pid, signal.SIGCONT)  # or one that is stopped would not hear it
 
     def _close(self, control: socket.socket) -> None:
         self._selector.unregister(control)
+        if self._preloader is not None:
+            self._preloader.forget(control)
         control.close()
         for pid, worker in self._workers.items():
             if worker.control is control:
-                _kill_family(pid)
+                kill_family(pid)
 
     def _start(self, control: socket.socket, order: Order, fds: list[int]) -> None:
         try:
@@ -202,35 +209,50 @@ class _Server:
             self._tell(control, Order(b"ENDS", order.number, error.errno or 1))
             pid = -1
         if pid == 0:
-            self._become_worker(order.verb, fds)
+            self._become_worker(control, order.verb, fds)
         for fd in fds:
             os.close(fd)
         if pid > 0:
             self._workers[pid] = _Child(control, order.number)
             self._tell(control, Order(b"PID ", order.number, pid))
 
-    def _become_worker(self, verb: bytes, fds: list[int]) -> NoReturn:
-        """In the forked child: let go of all that is the server's, and be a worker."""
+    def _become_worker(self, control: socket.socket, verb: bytes, fds: list[int]) -> NoReturn:
         try:
-            child_main.die_with_parent()
-            os.setpgid(0, 0)  # so that what its tasks start can be ended with it
-            signal.set_wakeup_fd(-1)
-            for signum in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                signal.signal(signum, signal.SIG_DFL)
-            for key in list(self._selector.get_map().values()):
-                if isinstance(key.fileobj, socket.socket):
-                    key.fileobj.close()
-            self._selector.close()
-            self._bell_end.close()
-            if self._parent_fd >= 0:
-                os.close(self._parent_fd)
-            if os.getppid() != self._pid:  # it died before the kernel was asked to watch
-                os._exit(1)
+            self._become_child()
             if verb == b"EXEC":
                 _become_interpreter(fds)
+            if self._preloader is not None:
+                self._preloader.tidy_up(control)
             child_main.main(*fds)
         finally:
             os._exit(1)
+
+    def _become_child(self) -> None:
+        """In a forked child: let go of all that is the server's."""
+        die_with_parent()
+        os.setpgid(0, 0)  # so that what its tasks start can be ended with it
+        signal.set_wakeup_fd(-1)
+        for signum in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(signum, signal.SIG_DFL)
+        for key in list(self._selector.get_map().values()):
+            if isinstance(key.fileobj, socket.socket):
+                key.fileobj.close()
+        self._selector.close()
+        self._bell_end.close()
+        if self._parent_fd >= 0:
+            os.close(self._parent_fd)
+        if os.getppid() != self._pid:  # it died before the kernel was asked to watch
+            os._exit(1)
+
+    # --- Modules that workers are to have from the start -------------------------------
+
+    def _preload(self, control: socket.socket, preload: Preload) -> None:
+        if self._preloader is None:
+            from plait.backends.preloader import Preloader
+
+            self._preloader = Preloader(self._become_child, self._start)
+        self._preloader.ask(control, preload)
+        self._set_signals()  # a module may have had its own ideas
 
     # --- What becomes of the workers ---------------------------------------------------
 
@@ -245,13 +267,23 @@ class _Server:
                 if not pid:
                     break
                 worker = self._workers.get(pid)
-                if worker is not None:
-                    peak = usage.ru_maxrss * child_main.MAXRSS_UNIT
+                if self._preloader is not None and pid == self._preloader.trial_pid:
+                    self._hear_trial(status)
+                elif worker is not None:
+                    peak = usage.ru_maxrss * MAXRSS_UNIT
                     notes.append((worker, self._note(pid, worker, status, peak)))
         if any(order.verb == b"ENDS" for _, order in notes):
             self._end_orphans()
         for worker, order in notes:
             self._tell(worker.control, order)
+
+    def _hear_trial(self, status: int) -> None:
+        """Go on with the modules once one was tried out; a trial that is stopped ends later."""
+        assert self._preloader is not None
+        if not (os.WIFSTOPPED(status) or os.WIFCONTINUED(status)):
+            self._end_orphans()
+            self._preloader.hear_end(status)
+            self._set_signals()
 
     def _note(self, pid: int, worker: _Child, status: int, peak: int) -> Order:
         if os.WIFSTOPPED(status):
@@ -271,11 +303,11 @@ class _Server:
         worker puts into its environment; who hides them all is taken for its.
         """
         known: set[int] = set()
-        while orphans := set(child_pids(self._pid)) - set(self._workers) - known:
+        while orphans := set(child_pids(self._pid)) - self._children - known:
             known |= orphans
             for orphan in orphans:
                 if not self._is_of_a_living_worker(orphan):
-                    _kill_family(orphan)
+                    kill_family(orphan)
 
     def _is_of_a_living_worker(self, pid: int) -> bool:
         return any(owner in self._workers for owner in (*process_groups(pid), worker_mark(pid)))
@@ -292,18 +324,3 @@ def _become_interpreter(fds: list[int]) -> NoReturn:
         os.set_inheritable(fd, True)
     command = python_command("plait.backends.child_main.main_spawned", *kept)
     os.execve(command[0], command, environ)
-
-
-def _signal(pid: int, signum: signal.Signals) -> None:
-    """Signal a worker; it was not reaped, so the pid is its own."""
-    with suppress(ProcessLookupError, PermissionError):
-        os.kill(pid, signum)
-
-
-def _kill_family(pid: int) -> None:
-    """Kill a process, its group, and all that descends from it now."""
-    for member in family_pids(pid):
-        _signal(member, signal.SIGKILL)
-    with suppress(ProcessLookupError, PermissionError):
-        if os.getpgid(pid) == pid:
-            os.killpg(pid, signal.SIGKILL)

@@ -13,12 +13,16 @@ import sys
 import threading
 from collections import deque
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from plait.backends.launcher import Born, Change
 from plait.backends.messages import StatusPage, new_file_fd, new_page_fd
 from plait.channel import Channel
 from plait.segments import SegmentView
 from plait.server_process import python_command
+
+if TYPE_CHECKING:
+    from plait.backends.orders import Preloaded
 
 __all__ = ["ThreadLauncher"]
 
@@ -32,6 +36,7 @@ class ThreadLauncher:
     def __init__(self) -> None:
         self.pids: dict[int, int] = {}
         self.is_lost = False
+        self.preloaded: list[Preloaded] = []
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         self._ended: deque[Change] = deque()
         self._bell, self._bell_end = socket.socketpair()
@@ -39,6 +44,9 @@ class ThreadLauncher:
 
     def renew(self) -> None:
         """Nothing to do: there is nothing to lose."""
+
+    def preload(self) -> None:
+        """Nothing to do: a fresh interpreter has nothing from anybody."""
 
     def fileno(self) -> int:
         """Return what to wait on."""
@@ -60,7 +68,7 @@ class ThreadLauncher:
         """Start the process and wait for its end, in one thread.
 
         The kernel ties a worker's life to the thread that started it (see
-        child_main.die_with_parent), so that thread must live as long as the worker.
+        kinship.die_with_parent), so that thread must live as long as the worker.
         """
         status: int | None = None
         try:

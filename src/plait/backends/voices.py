@@ -19,7 +19,7 @@ from plait.backends.messages import Said
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["OutputReader", "put_out"]
+__all__ = ["OutputReader", "put_out", "warning"]
 
 READ_BYTES = 1 << 16
 
@@ -63,6 +63,12 @@ class OutputReader:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def warning(text: str) -> Said:
+    """Return a RuntimeWarning of plait's own, to be put out like those of workers."""
+    facts = {"message": text, "category": RuntimeWarning, "filename": "sys", "lineno": 1}
+    return Said("warning", pickle.dumps(facts))
 
 
 def put_out(said: Said, worker: str, *, prefix: bool = False) -> None:
