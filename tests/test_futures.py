@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import selectors
 import socket
 import subprocess
 import threading
@@ -98,21 +99,17 @@ def test_several_threads_that_are_let_go_together_are_all_woken(
 
 def test_somebody_drives_as_long_as_anybody_waits(turns: Turns) -> None:
     ours, theirs = socket.socketpair()
-    heard: list[bytes] = []
     arrived = threading.Condition(turns.lock)
+    waiters: Waiters
 
     def hear(*_: object) -> None:
-        heard.append(ours.recv(1))
-        turns.tell(arrived)
+        waiters.let_go(ours.recv(1)[0])
 
-    turns.watch(ours, 1, hear)
+    turns.watch(ours, selectors.EVENT_READ, hear)
     waiters = Waiters(turns, [arrived] * 5)
     for number in (2, 0, 4, 1, 3):
-        waiters.let_go(number, is_told=False)
         theirs.send(bytes([number]))
-        turns.ring()
         assert waiters.threads[number].value() == number
-    assert heard == [bytes([number]) for number in (2, 0, 4, 1, 3)]
     turns.unwatch(ours)
     ours.close()
     theirs.close()
@@ -149,7 +146,8 @@ def test_the_keeper_and_waiting_threads_take_turns(process_way: Way, gates: Gate
             assert waiter.value() == (number, 1 if number % 3 else 2)
             if number % 2:
                 assert called.acquire(timeout=DEADLINE_S)
-            assert InThread(second.result).value() == (number, 2)
+            for n, future in ((1, first), (2, second)):
+                assert InThread(future.result).value() == (number, n)
 
 
 def test_every_future_of_many_threads_is_resolved_once(process_way: Way) -> None:

@@ -42,11 +42,11 @@ LAYERS = (
     "backends.threads",
     "backends.asyncio_loop",
     "backends.messages",
+    "backends.code_watch",
     "backends.orders",
     "backends.kinship",
     "backends.child_voice",
     "backends.child_main",
-    "backends.code_watch",
     "backends.preloader",
     "backends.server",
     "backends.launcher",
@@ -91,7 +91,7 @@ SLOW = (
     "threadpoolctl",
     "typer",
 )
-LATE = (*SLOW, "importlib", "signal", "traceback")
+LATE = (*SLOW, "importlib", "pkgutil", "signal", "traceback")
 # All that `import plait` loads, and a map that is over at once. They load the rest late.
 FRONT = ("clocks", "quick", "api", "")
 LIGHT = ("__future__", "itertools", "os", "time", "types")

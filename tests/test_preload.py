@@ -92,7 +92,7 @@ def test_workers_have_it_from_the_start_and_it_was_imported_once(
 ) -> None:
     write(modules / "tool.py", notes)
     for workers in (2, 3, 1):
-        given = {"max_workers": workers, "preload": ("tool", "tool"), **PROCESSES}
+        given: dict[str, Any] = {"max_workers": workers, "preload": ("tool", "tool"), **PROCESSES}
         found = plait.map(where("tool"), range(6), **given)
         assert {has_it for _, has_it in found} == {True}
         assert not {pid for pid, _ in found} & set(importers(notes))
@@ -106,7 +106,7 @@ def test_a_pool_that_has_preloaded_more_serves_who_asks_for_less(
     modules: Path, notes: Path
 ) -> None:
     write(modules / "tool.py", notes)
-    given = {"max_workers": 1, **PROCESSES}
+    given: dict[str, Any] = {"max_workers": 1, **PROCESSES}
     ((without, _),) = plait.map(where("tool"), [0], **given)
     ((first, _),) = plait.map(where("tool"), [0], preload=("tool",), **given)
     ((again, _),) = plait.map(where("tool"), [0], preload=("tool",), **given)
@@ -117,7 +117,7 @@ def test_a_pool_that_has_preloaded_more_serves_who_asks_for_less(
 
 def test_an_executor_and_what_it_imports(modules: Path, notes: Path) -> None:
     write(modules / "tool.py", notes)
-    with plait.Executor(2, "processes", preload=("tool", "tool.py".partition(".")[0])) as executor:
+    with plait.Executor(2, "processes", preload=("tool",)) as executor:
         assert executor.submit(where("tool"), 0).result()[1]
     assert len(importers(notes)) == 2
 
@@ -126,7 +126,7 @@ def test_the_parts_of_a_package(modules: Path, notes: Path) -> None:
     (modules / "pack" / "inner").mkdir(parents=True)
     (modules / "pack" / "__init__.py").write_text("")
     write(modules / "pack" / "inner" / "tool.py", notes)  # in a namespace package
-    given = {"max_workers": 1, "preload": ("pack.inner.tool",), **PROCESSES}
+    given: dict[str, Any] = {"max_workers": 1, "preload": ("pack.inner.tool",), **PROCESSES}
     assert plait.map(where("pack.inner.tool"), [0], **given)[0][1]
     assert not {"pack", "pack.inner"} & set(sys.modules)
 
@@ -135,7 +135,7 @@ def test_it_is_found_from_where_the_parent_stands(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, notes: Path
 ) -> None:
     """The folder and the path are those at the time of the call, not of the server's start."""
-    given = {"max_workers": 1, **PROCESSES}
+    given: dict[str, Any] = {"max_workers": 1, **PROCESSES}
     plait.map(abs, [1], **given)
     monkeypatch.setattr(sys, "path", ["", *sys.path])
     for place in ("here", "there"):
@@ -249,7 +249,7 @@ REFUSED = {
 @pytest.mark.parametrize("code", REFUSED)
 def test_what_cannot_be_preloaded_is_left_to_the_workers(modules: Path, code: str) -> None:
     (modules / "odd.py").write_text(code)
-    given = {"max_workers": 2, "preload": ("colorsys", "odd", "json"), **PROCESSES}
+    given: dict[str, Any] = {"max_workers": 2, "preload": ("colorsys", "odd", "json"), **PROCESSES}
     with pytest.warns(RuntimeWarning, match=f"did not preload 'odd': {REFUSED[code]}"):
         found = plait.map(lambda _: {"colorsys", "odd", "json"} & set(sys.modules), [0, 1], **given)
     assert found == [{"colorsys", "json"}] * 2
@@ -260,7 +260,7 @@ def test_a_worker_imports_what_was_not_preloaded(modules: Path, notes: Path) -> 
     with (modules / "odd.py").open("a") as file:
         file.write("import threading\nthreading.Thread(target=threading.Event().wait, daemon=True)")
         file.write(".start()\n")
-    given = {"max_workers": 1, "preload": ("odd",), **PROCESSES}
+    given: dict[str, Any] = {"max_workers": 1, "preload": ("odd",), **PROCESSES}
     with pytest.warns(RuntimeWarning, match="started threads"):
         assert plait.map(imported("odd"), range(3), **given) == [1, 1, 1]
     assert len(importers(notes)) == 2  # the trial, and the worker
@@ -326,7 +326,7 @@ def test_a_module_that_prints_and_takes_signals(modules: Path, run_python: Any) 
 
 
 def test_a_changed_module_is_not_used_in_a_warm_pool(modules: Path, notes: Path) -> None:
-    given = {"max_workers": 2, "preload": ("tool",), **PROCESSES}
+    given: dict[str, Any] = {"max_workers": 2, "preload": ("tool",), **PROCESSES}
     for value in (1, 22, 333):
         write(modules / "tool.py", notes, value)
         assert plait.map(imported("tool"), range(4), **given) == [value] * 4
@@ -337,13 +337,13 @@ def test_a_changed_module_is_not_used_in_a_warm_pool(modules: Path, notes: Path)
 def test_a_changed_module_is_not_used_in_a_new_pool(modules: Path, notes: Path) -> None:
     for workers, value in enumerate((1, 22, 333), start=1):
         write(modules / "tool.py", notes, value)
-        given = {"max_workers": workers, "preload": ("tool",), **PROCESSES}
+        given: dict[str, Any] = {"max_workers": workers, "preload": ("tool",), **PROCESSES}
         assert plait.map(imported("tool"), range(4), **given) == [value] * 4
 
 
 def test_a_part_of_it_that_changed_is_not_used(modules: Path, notes: Path) -> None:
     (modules / "tool.py").write_text("from part import value")
-    given = {"max_workers": 1, "preload": ("tool",), **PROCESSES}
+    given: dict[str, Any] = {"max_workers": 1, "preload": ("tool",), **PROCESSES}
     for value in (1, 22):
         write(modules / "part.py", notes, value)
         assert plait.map(imported("tool"), range(2), **given) == [value] * 2
@@ -352,7 +352,7 @@ def test_a_part_of_it_that_changed_is_not_used(modules: Path, notes: Path) -> No
 def test_a_module_that_is_reloaded_here_is_new_there(modules: Path, notes: Path) -> None:
     from importlib import import_module, reload
 
-    given = {"max_workers": 2, "preload": ("tool",), **PROCESSES}
+    given: dict[str, Any] = {"max_workers": 2, "preload": ("tool",), **PROCESSES}
     write(modules / "tool.py", notes, 1)
     tool = import_module("tool")
     assert plait.map(tool.value, range(4), **given) == [1] * 4
@@ -362,6 +362,7 @@ def test_a_module_that_is_reloaded_here_is_new_there(modules: Path, notes: Path)
 
 
 def test_an_executor_with_a_changed_module(modules: Path, notes: Path) -> None:
+    write(modules / "tool.py", notes, 0)
     with plait.Executor(1, "processes", preload=("tool",)) as executor:
         for value in (1, 22):
             write(modules / "tool.py", notes, value)
@@ -374,7 +375,7 @@ def test_a_pool_that_did_not_ask_has_none_of_it(modules: Path, notes: Path) -> N
     write(modules / "other.py", notes, 1)
     assert plait.map(where("tool"), [0], max_workers=1, preload=("tool",), **PROCESSES)[0][1]
     assert not plait.map(where("tool"), [0], max_workers=2, **PROCESSES)[0][1]
-    given = {"max_workers": 3, "preload": ("other",), **PROCESSES}
+    given: dict[str, Any] = {"max_workers": 3, "preload": ("other",), **PROCESSES}
     assert plait.map(where("other"), [0], **given)[0][1]
 
 
@@ -390,7 +391,7 @@ def threads_of_numpy(_: int) -> list[int]:
 
 @pytest.mark.parametrize("workers", [1, cpu_count(), cpu_count() + 1])
 def test_workers_times_threads_are_the_cpus(workers: int) -> None:
-    given = {"max_workers": workers, **PROCESSES}
+    given: dict[str, Any] = {"max_workers": workers, **PROCESSES}
     share = max(1, cpu_count() // workers)
     without = plait.map(threads_of_numpy, range(workers), **given)
     threads = plait.map(threads_of_numpy, range(workers), preload=("numpy",), **given)
@@ -414,7 +415,11 @@ def test_workers_draw_numbers_of_their_own() -> None:
 
         return os.getpid(), random.random(), float(numpy.random.random())
 
-    given = {"max_workers": 1, "max_tasks_per_child": 1, "preload": ("numpy", "random")}
+    given: dict[str, Any] = {
+        "max_workers": 1,
+        "max_tasks_per_child": 1,
+        "preload": ("numpy", "random"),
+    }
     drawn = plait.map(draw, range(3), **given, **PROCESSES)
     for numbers in zip(*drawn, strict=True):
         assert len(set(numbers)) == 3
@@ -423,9 +428,9 @@ def test_workers_draw_numbers_of_their_own() -> None:
 @only("server")
 def test_numpy_is_there_with_one_thread(way: Way) -> None:
     def look(_: int) -> tuple[bool, int]:
-        return "numpy" in sys.modules, len(os.listdir("/proc/self/task"))
+        return "numpy" in sys.modules, len([*Path("/proc/self/task").iterdir()])
 
-    given = {"max_workers": cpu_count(), "chunksize": 1, **way.options}
+    given: dict[str, Any] = {"max_workers": cpu_count(), "chunksize": 1, **way.options}
     assert plait.map(look, range(4), preload=("numpy",), **given) == [(True, 1)] * 4
 
 

@@ -6,13 +6,12 @@ What then happens to them is in backends/preloader.py.
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from plait.errors import OptionError
 from plait.server_process import CAN_FORK
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from importlib.machinery import ModuleSpec
 
 __all__ = ["check_preload"]
@@ -31,36 +30,45 @@ def check_preload(names: tuple[str, ...]) -> None:
 def _is_found(name: str) -> bool:
     """Whether there is a module of that name.
 
-    importlib.util.find_spec("a.b") would import a. Here each part is looked for where the spec
-    of the part before it says.
+    importlib.util.find_spec("a.b") would import a. Here each part is looked for in the folders that
+    the spec of the part before it names.
     """
     if name in sys.modules:
         return sys.modules[name] is not None and name != "__main__"
-    from importlib.util import find_spec
-
-    parent, _, _ = name.rpartition(".")
     try:
-        if not parent:
-            return find_spec(name) is not None
-        return _is_found(parent) and _find_in(_places_of(parent), name) is not None
+        return _find(name) is not None
     except (ImportError, ValueError):  # a part is empty, or a module without a spec
         return False
 
 
-def _places_of(package: str) -> Sequence[str]:
-    """Return the folders of a package; nothing for a module that is none."""
-    if package in sys.modules:
-        return list(getattr(sys.modules[package], "__path__", ()))
+def _find(name: str) -> ModuleSpec | None:
     from importlib.util import find_spec
 
-    parent, _, _ = package.rpartition(".")
-    spec = _find_in(_places_of(parent), package) if parent else find_spec(package)
+    package, _, _ = name.rpartition(".")
+    if not package:
+        return find_spec(name)
+    folders = _folders_of(package)
+    found = (_ask(finder, name, folders) for finder in sys.meta_path)
+    return next((spec for spec in found if spec is not None), None) if folders else None
+
+
+def _folders_of(package: str) -> list[str]:
+    """Return where the parts of a package are; nothing for a module that has none."""
+    if package in sys.modules:
+        return list(getattr(sys.modules[package], "__path__", ()))
+    spec = _find(package)
     return list((spec and spec.submodule_search_locations) or ())
 
 
-def _find_in(places: Sequence[str], name: str) -> ModuleSpec | None:
-    for finder in sys.meta_path if places else ():
-        spec = finder.find_spec(name, places)
+def _ask(finder: Any, name: str, folders: list[str]) -> ModuleSpec | None:
+    from importlib.machinery import PathFinder
+    from pkgutil import get_importer
+
+    if finder is not PathFinder:
+        return finder.find_spec(name, folders)  # type: ignore[no-any-return]
+    # For a part without an __init__.py that one would ask for the imported package.
+    for importer in map(get_importer, folders):
+        spec = importer.find_spec(name) if importer is not None else None
         if spec is not None:
             return spec
     return None

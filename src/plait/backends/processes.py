@@ -95,11 +95,12 @@ class ProcessBackend:
     ) -> None:
         self.max_workers = max_workers
         self.most_tasks = max_tasks_per_child or sys.maxsize
-        self.store = SegmentStore(new_file_fd("plait-items"), stores=1)
+        # These two first: they may raise, and then nothing is open.
         self._initializer = wire.pack(initializer, "initializer") if initializer else None
-        self._turns = Turns()
-        self.lock = self._turns.lock  # guards everything below
         self._launcher = open_launcher(start_method, preload)
+        self.store = SegmentStore(new_file_fd("plait-items"), stores=1)
+        self._turns = Turns()
+        self.lock = self._turns.lock  # guards everything below, and the launcher
         self.workers: dict[int, Worker] = {}
         self._holdings = Holdings(self.store)
         self._dispatcher = Dispatcher(self, self._holdings)
