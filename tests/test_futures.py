@@ -413,8 +413,8 @@ import sys
 import plait
 
 with plait.Executor(2, sys.argv[1], start_method=sys.argv[2] or None) as pool:
-    for _ in range(300):
-        assert list(pool.map(abs, range(-20, 0), chunksize=1)) == list(range(20, 0, -1))
+    for _ in range(500):  # the reader is at the end before the thread that feeds it
+        assert list(pool.map(abs, range(-4, 0), chunksize=1)) == [4, 3, 2, 1]
         assert next(pool.map(abs, range(-20, 0), chunksize=1)) == 20
 print("done")
 """

@@ -18,6 +18,7 @@ LAYERS = (
     "server_process",
     "spin",
     "errors",
+    "tasks",
     "outcome",
     "quick",
     "options",
@@ -94,7 +95,7 @@ SLOW = (
 LATE = (*SLOW, "importlib", "pkgutil", "signal", "traceback")
 # All that `import plait` loads, and a map that is over at once. They load the rest late.
 FRONT = ("clocks", "quick", "api", "")
-LIGHT = ("__future__", "itertools", "os", "time", "types")
+LIGHT = ("__future__", "gc", "itertools", "os", "time", "types")
 ROOT = Path(plait.__file__).parent
 
 

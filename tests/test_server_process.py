@@ -88,6 +88,13 @@ def test_who_cannot_start_it_hears_why_when_it_is_needed(monkeypatch: pytest.Mon
             plait.map(abs, [1], **PROCESSES)
 
 
+def test_a_server_that_dies_at_once_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    close_all()
+    monkeypatch.setattr(server_process, "_BOOT", "raise SystemExit")
+    with pytest.raises(plait.WorkerStartError, match="before it was ready"):
+        plait.map(abs, [1], **PROCESSES)
+
+
 def test_it_is_the_leader_of_its_own_session() -> None:
     close_all()
     server_process.start_early()

@@ -6,6 +6,9 @@ programs is in aio.py, and for ``concurrent.futures`` in executor.py.
 
 from __future__ import annotations
 
+import gc
+import sys
+
 from plait.quick import Start, suits
 
 TYPE_CHECKING = False  # as in typing, which takes longer to load than all of this
@@ -89,7 +92,7 @@ def imap(
     (0, 1, 4)
     >>> squares.close()
     """
-    _start_server(options)
+    _load(options)
     from plait.calls import yield_values
 
     return yield_values(fn, iterables, options)
@@ -110,7 +113,7 @@ def run(fn: Callable[..., Any], /, *iterables: Iterable[Any], **options: Unpack[
     1 ZeroDivisionError('division by zero')
     2 0.25
     """
-    _start_server(options)
+    _load(options)
     from plait.calls import make_run
 
     return make_run(fn, iterables, options)
@@ -122,18 +125,31 @@ def _map(fn: Any, style: str, iterables: tuple[Iterable[Any], ...], options: Any
         start = Start(iterables)
         if start.run(fn, style):
             return start.values
-    _start_server(options)
+    _load(options)
     from plait.calls import collect_values
 
     return collect_values(fn, style, iterables, options, start)
 
 
-def _start_server(options: Any) -> None:
-    """Have the server that starts processes load while the rest of plait is loaded here.
+def _load(options: Any) -> None:
+    """Load calls.py, with most of plait; where processes are wanted, while their server loads, too.
 
-    A call with a memory limit wants processes as well.
+    (A call with a memory limit wants processes.) The garbage collector rests meanwhile: there is
+    nothing for it to find, and looking takes a tenth of the time.
     """
-    if options.get("backend") == "processes" or options.get("memory_limit"):
+    wants_processes = options.get("backend") == "processes" or options.get("memory_limit")
+    if wants_processes:
         from plait.server_process import start_early
 
         start_early()
+    if "plait.calls" in sys.modules:
+        return
+    is_on = gc.isenabled()
+    gc.disable()
+    try:
+        if wants_processes:
+            import plait.backends.processes
+        import plait.calls  # noqa: F401  to be imported from
+    finally:
+        if is_on:
+            gc.enable()

@@ -55,6 +55,10 @@ class Desk(Protocol):
         """See to it that futures are resolved soon although nobody waits for them."""
         ...
 
+    def tell(self, future: PlaitFuture[Any]) -> None:
+        """Have threads that wait for a future see that it was cancelled."""
+        ...
+
     def end_task(self, future: PlaitFuture[Any]) -> bool:
         """End the running task of a future, if that can be done; it is then cancelled."""
         ...
@@ -107,16 +111,21 @@ class PlaitFuture(Future[T]):
     def cancel(self) -> bool:
         """Cancel the task: one that waits never starts, one that runs on a process is ended."""
         if super().cancel():
+            self._desk.tell(self)
             return True
         if self.done() or not self._desk.end_task(self):
             return False
         self._was_ended = True
         self.set_exception(CancelledError())
+        self._desk.tell(self)
         return True
 
     def cancelled(self) -> bool:
         """Whether the task was cancelled."""
         return self._was_ended or super().cancelled()
+
+
+Failed = list[tuple[PlaitFuture[Any], Exception]]
 
 
 class CallDesk:
@@ -165,6 +174,9 @@ class CallDesk:
     def attend(self) -> None:
         """Do nothing: they call back."""
 
+    def tell(self, future: PlaitFuture[Any]) -> None:
+        """Do nothing: who waits, waits for the future itself."""
+
     def end_task(self, future: PlaitFuture[Any]) -> bool:  # noqa: ARG002
         """Say no: a thread cannot be ended."""
         return False
@@ -193,6 +205,11 @@ class CallDesk:
         """In a forked child: workers and futures are the parent's."""
         self._is_closed = True
         self._pending = set()
+
+
+def _fail(failed: Failed) -> None:
+    for future, error in failed:
+        future.set_exception(error)
 
 
 def closed_error() -> PoolClosed:
@@ -235,24 +252,30 @@ class LaneDesk:
             if self._is_closed:
                 raise closed_error()
             self._waiting.append((future, task))
-            self._send()
+            failed = self._send()
             if self._keeper_rests:
                 self._changed.notify()
             elif self._keeper is None:
                 self._start_keeper()
+        _fail(failed)
 
-    def _send(self) -> None:
-        """Give waiting tasks to the workers that have room."""
+    def _send(self) -> Failed:
+        """Give waiting tasks to the workers that have room; return what cannot be given.
+
+        Called with the lock, so their futures are failed later: that calls back.
+        """
+        failed: Failed = []
         is_brief = self._task_s is not None and self._task_s < BRIEF_S
         depth = self._backend.traits.queue_depth if is_brief else 1
         while self._waiting:
             if self._lane and self._lane.pending >= self._backend.max_workers * depth:
-                return
+                break
             future, task = self._waiting.popleft()
             if future.set_running_or_notify_cancel():
-                self._send_one(future, task, is_brief=is_brief)
+                failed += self._send_one(future, task, is_brief=is_brief)
+        return failed
 
-    def _send_one(self, future: PlaitFuture[Any], task: Any, *, is_brief: bool) -> None:
+    def _send_one(self, future: PlaitFuture[Any], task: Any, *, is_brief: bool) -> Failed:
         index, self._count = self._count, self._count + 1
         self._futures[index] = future
         try:
@@ -261,7 +284,8 @@ class LaneDesk:
             self._lane.submit(Chunk(index, [task], brief=is_brief))
         except PlaitError as error:  # there are no workers
             del self._futures[index]
-            future.set_exception(error)
+            return [(future, error)]
+        return []
 
     # --- Out -----------------------------------------------------------------------------
 
@@ -284,7 +308,8 @@ class LaneDesk:
         finally:
             with self._lock:
                 self._awaited.remove(future)
-                if self._keeper_rests and self._is_busy and not self._awaited:
+                is_wanted = self._is_busy or self._is_closed
+                if self._keeper_rests and is_wanted and not self._awaited:
                     self._changed.notify()
 
     def _advance(self, timeout: float | None, until: Callable[[], bool]) -> bool:
@@ -312,7 +337,8 @@ class LaneDesk:
             if futures:
                 self._task_s = finished.seconds / len(futures)
                 self._setting.limits.time.learn(finished)
-            self._send()
+            failed = self._send()
+        _fail(failed)
         for place, future in enumerate(futures):
             if future is None:  # it was cancelled meanwhile
                 continue
@@ -337,9 +363,16 @@ class LaneDesk:
             futures = [*self._futures.values(), *(future for future, _ in self._waiting)]
             self._futures.clear()
             self._waiting.clear()
-        for future in futures:
-            if not future.cancelled():
-                future.set_exception(error)
+        _fail([(future, error) for future in futures if not future.cancelled()])
+        if self._lane is not None:
+            self._lane.wake()  # others wait for them
+
+    def tell(self, future: PlaitFuture[Any]) -> None:
+        """Have threads that wait for a future see that it was cancelled."""
+        with self._lock:
+            lane = self._lane if future in self._awaited else None
+        if lane is not None:
+            lane.wake()
 
     def end_task(self, future: PlaitFuture[Any]) -> bool:
         """End the running task of a future, if the backend can; it is then cancelled."""
@@ -373,6 +406,9 @@ class LaneDesk:
     def _keep(self) -> None:
         """Read outcomes when nobody else does; end after the last one."""
         while self._await_turn():
+            with self._lock:
+                failed = self._send()
+            _fail(failed)
             self._advance(None, lambda: bool(self._awaited))
             self._keeper_drives = False
 
@@ -389,7 +425,6 @@ class LaneDesk:
                     self._rest()
                 elif self._is_attended or self._is_quiet():
                     self._keeper_drives = True
-                    self._send()
                     return True
 
     def _rest(self) -> None:
@@ -411,11 +446,11 @@ class LaneDesk:
         with self._lock:
             self._is_closed = True
             self._is_attended = True
-            if cancel_futures:
-                for future, _ in self._waiting:
-                    future.cancel()
+            waiting = [future for future, _ in self._waiting] if cancel_futures else []
             self._changed.notify_all()
-            return [self._keeper] if self._keeper is not None else []
+        for future in waiting:
+            future.cancel()
+        return [self._keeper] if self._keeper is not None else []
 
     def leave(self) -> None:
         """Let go of the workers."""

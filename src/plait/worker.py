@@ -11,7 +11,7 @@ from itertools import starmap
 from typing import Any
 
 from plait.host import monotonic
-from plait.outcome import Call, Stretch, Times
+from plait.tasks import Call, Stretch, Times
 
 __all__ = ["CATCH_ALL", "FLUSH_S", "depth", "enter_worker", "invoke", "run_apart", "run_together"]
 

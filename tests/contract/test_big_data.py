@@ -930,7 +930,7 @@ def test_memory_for_results_is_given_back(process_way: Way) -> None:
 
 
 def test_neither_files_nor_memory_are_left_behind(process_way: Way, clean: None) -> None:
-    options: dict[str, Any] = {"max_workers": 2, "chunksize": 1, **process_way.options}
+    options: dict[str, Any] = {"max_workers": 1, "chunksize": 1, **process_way.options}
 
     def round_trip() -> None:
         values = plait.map(lambda a: a + 1, [full(n) for n in range(8)], **options)
@@ -947,7 +947,7 @@ def test_neither_files_nor_memory_are_left_behind(process_way: Way, clean: None)
         round_trip()
     assert files() == before
     assert mappings() == mapped
-    assert held_at_last(pool_of(process_way)) == 0
+    assert held_at_last(pool_of(process_way, 1)) == 0
 
 
 def mappings() -> int:
@@ -1045,40 +1045,56 @@ def no_mappings() -> None:
     SegmentView._map = lambda self: None  # type: ignore[method-assign]
 
 
-@pytest.mark.parametrize("limit", [no_memory, little_memory, small_files, no_mappings])
-@pytest.mark.parametrize("side", ["here", "worker"])
-def test_without_room_everything_arrives_through_the_channel(
-    process_way: Way, monkeypatch: pytest.MonkeyPatch, limit: Callable[[], None], side: str
-) -> None:
+LIMITS = [no_memory, little_memory, small_files, no_mappings]
+
+
+@pytest.fixture
+def nothing_limited(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Undo what a limit changes in this process."""
     monkeypatch.setitem(vars(segments), "memory_bytes", vars(segments)["memory_bytes"])
     monkeypatch.setattr(SegmentView, "_map", SegmentView._map)
-    files_before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    prepare = limit if side == "worker" else None
-    try:
-        with plait.Executor(2, initializer=prepare, **process_way.executor) as executor:
-            backend: Any = executor._backend
-            executor.submit(abs, 1).result()  # the worker has started
-            if side == "here":
-                limit()
-            captured = full(5)
-            for chunksize in (1, 4):
-                items = [(full(n), bytes([n]) * 200_000) for n in range(12)]
-                values = list(
-                    executor.map(
-                        lambda pair: (pair[0] + captured, pair[1] + b"!"),
-                        items,
-                        chunksize=chunksize,
-                    )
-                )
-                for n, (array, data) in enumerate(values):
-                    assert is_full(array, n + 5)
-                    assert data == bytes([n]) * 200_000 + b"!"
-                    array += 1
-            if side == "here" and limit in (no_memory, small_files):
-                assert backend.store.touched == 0
-            assert held_at_last(backend) == 0
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, files_before)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("limit", LIMITS)
+@only("server")
+def test_without_room_here_everything_arrives_through_the_channel(
+    way: Way, nothing_limited: None, limit: Callable[[], None]
+) -> None:
+    with plait.Executor(2, **way.executor) as executor:
+        backend: Any = executor._backend
+        executor.submit(abs, 1).result()  # a worker has started
+        limit()
+        exchange(executor)
+        if limit in (no_memory, small_files):
+            assert backend.store.touched == 0
+        assert held_at_last(backend) == 0
+
+
+@pytest.mark.parametrize("limit", LIMITS)
+def test_without_room_in_workers_everything_arrives_through_the_channel(
+    process_way: Way, limit: Callable[[], None]
+) -> None:
+    with plait.Executor(2, initializer=limit, **process_way.executor) as executor:
+        exchange(executor)
+        assert held_at_last(executor._backend) == 0
+
+
+def exchange(executor: plait.Executor) -> None:
+    captured = full(5)
+
+    def task(array: Array, data: bytes) -> tuple[Array, bytes]:
+        return array + captured, data + b"!"
+
+    arrays, datas = [full(n) for n in range(12)], [bytes([n]) * 200_000 for n in range(12)]
+    for chunksize in (1, 4):
+        values = list(executor.map(task, arrays, datas, chunksize=chunksize))
+        for n, (array, data) in enumerate(values):
+            assert is_full(array, n + 5)
+            assert data == bytes([n]) * 200_000 + b"!"
+            array += 1
 
 
 # --- Many at once --------------------------------------------------------------------------

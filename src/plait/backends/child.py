@@ -113,7 +113,9 @@ class ServerLauncher:
         given = [page_fd, items_fd, results_fd, their_out, their_err]
         if self._is_fresh:
             given.append(file_of(dict(os.environ)))
-        order = Order(b"EXEC" if self._is_fresh else b"FORK", number)
+        # What had to be loaded here to pack a function has to be there to load it.
+        needs_all = "cloudpickle" in sys.modules and not self._is_fresh
+        order = Order(b"EXEC" if self._is_fresh else b"FORK", number, needs_all)
         self._alive.add(number)
         with theirs, suppress(BrokenPipeError):  # take_changes() will tell that the server died
             send_order(self._control, order, (theirs.fileno(), *given))

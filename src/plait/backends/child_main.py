@@ -35,8 +35,8 @@ from plait.backends.messages import (
 from plait.channel import Receiver, Sender
 from plait.errors import NotPicklable
 from plait.host import WORKER_MARK, QueueClock, monotonic
-from plait.outcome import Call, Stretch
 from plait.segments import SEGMENT_BYTES, SegmentStore, SegmentView
+from plait.tasks import Call, Stretch
 from plait.wire_errors import pack_error
 from plait.worker import FLUSH_S, enter_worker, run_apart, run_together
 
@@ -93,6 +93,15 @@ def _leave(status: int) -> NoReturn:
         with suppress(Exception):
             stream.flush()
     os._exit(status)
+
+
+def _set_environ(environ: dict[str, str]) -> None:
+    """Make this the environment; most of it is so already, as the server has it from the parent."""
+    for name in os.environ.keys() - environ.keys():
+        del os.environ[name]
+    for name, value in environ.items():
+        if os.environ.get(name) != value:
+            os.environ[name] = value
 
 
 def _reseed() -> None:
@@ -171,9 +180,7 @@ class _Worker:
         os.kill(os.getpid(), signal.SIGTERM)
 
     def _set_up(self, setup: Setup) -> bool:
-        os.environ.clear()
-        os.environ.update(setup.environ)
-        os.environ[WORKER_MARK] = str(self._pid)
+        _set_environ({**setup.environ, WORKER_MARK: str(self._pid)})
         blas.follow_environment()  # what was preloaded has not seen it
         sys.argv[:] = setup.argv
         if self._results_fd >= 0:

@@ -37,7 +37,8 @@ class Order(NamedTuple):
     """A message on a control socket.
 
     To the server: OPEN (a control socket comes along), FORK worker ``number`` (its
-    channel, its status page and its ends of two pipes for output come along), EXEC the same
+    channel, its status page and its ends of two pipes for output come along; ``value`` says
+    whether it will need all that the server loads for workers), EXEC the same
     as a fresh interpreter (a file with its environment, pickled, comes along too), END worker
     ``number``: ask it to (SIGTERM), and kill it after ``value`` milliseconds; LOAD modules (a file
     with a Preload comes along) before workers are started.

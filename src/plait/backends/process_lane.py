@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from plait import wire
@@ -41,18 +40,18 @@ if TYPE_CHECKING:
 __all__ = ["Death", "Entry", "Job", "ProcessLane", "Report", "Uttered", "Verdict"]
 
 
-@dataclass(slots=True, eq=False)
 class Job:
     """A chunk on its way: whose it is, its travelling form, and how much of it is done."""
 
-    lane: ProcessLane
-    chunk: Chunk
-    items: Any  # see messages.Work
-    segments: list[int]  # where its items lie, each held by this job
-    seq: int = 0
-    done: int = 0
-    is_cancelled: bool = False
-    is_taken_back: bool = False  # what follows the chunk's last task now belongs to other jobs
+    def __init__(self, lane: ProcessLane, chunk: Chunk, items: Any, segments: list[int]) -> None:
+        self.lane = lane
+        self.chunk = chunk
+        self.items = items  # see messages.Work
+        self.segments = segments  # where its items lie, each held by this job
+        self.seq = 0
+        self.done = 0
+        self.is_cancelled = False
+        self.is_taken_back = False  # what follows the chunk's last task now belongs to other jobs
 
 
 class Report(NamedTuple):

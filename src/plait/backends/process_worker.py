@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from plait.backends.messages import TOGETHER, Forget, StatusPage
@@ -37,31 +36,39 @@ Look = tuple[Verdict | None, float]
 """What a look at a worker gave: why it is to be ended, and when to look again."""
 
 
-@dataclass(slots=True, eq=False)
 class Worker:
     """The parent's view of one worker process."""
 
-    number: int
-    name: str
-    channel: Channel
-    page: StatusPage
-    view: SegmentView  # of the results that it lays down
-    outputs: list[OutputReader]
-    forgotten: list[Forget] = field(default_factory=list)  # to be told with the next function
-    held: set[int] = field(default_factory=set)  # segments of ours that it still uses
-    jobs: deque[Job] = field(default_factory=deque)  # sent and not finished, the first is running
-    known: dict[int, ProcessLane] = field(default_factory=dict)  # functions that it has, by key
-    last_seq: int = 0
-    tasks: int = 0  # that it was given, ever
-    heard_at: float = 0.0  # when a result came last, or a chunk was sent to it while it was free
-    watched: int = 0  # the events of the channel that are waited for
-    is_ready: bool = False
-    is_leaving: bool = False
-    has_ended: bool = False
-    is_cut_off: bool = False  # its channel is closed
-    is_stale: bool = False  # leaving, as the user's code has changed
-    stopped: tuple[float, int] | None = None  # since when, and by which signal
-    verdict: Verdict | None = None  # why we end it
+    def __init__(
+        self,
+        number: int,
+        name: str,
+        channel: Channel,
+        page: StatusPage,
+        view: SegmentView,
+        outputs: list[OutputReader],
+    ) -> None:
+        self.number = number
+        self.name = name
+        self.channel = channel
+        self.page = page
+        self.view = view  # of the results that it lays down
+        self.outputs = outputs
+        self.forgotten: list[Forget] = []  # to be told with the next function
+        self.held: set[int] = set()  # segments of ours that it still uses
+        self.jobs: deque[Job] = deque()  # sent and not finished, the first is running
+        self.known: dict[int, ProcessLane] = {}  # functions that it has, by key
+        self.last_seq = 0
+        self.tasks = 0  # that it was given, ever
+        self.heard_at = 0.0  # when a result came last, or a chunk was sent to it while it was free
+        self.watched = 0  # the events of the channel that are waited for
+        self.is_ready = False
+        self.is_leaving = False
+        self.has_ended = False
+        self.is_cut_off = False  # its channel is closed
+        self.is_stale = False  # leaving, as the user's code has changed
+        self.stopped: tuple[float, int] | None = None  # since when, and by which signal
+        self.verdict: Verdict | None = None  # why we end it
 
     @classmethod
     def of(cls, number: int, born: Born) -> Worker:

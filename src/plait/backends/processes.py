@@ -523,7 +523,7 @@ class ProcessBackend:
             return
         ending = worker.verdict.text if worker.verdict else death_text(status)
         where = " (in the initializer?)" if self._initializer else ""
-        stack = worker.page.last_words()
+        stack = "" if status is None else worker.page.last_words()
         self._break(
             WorkerStartError(
                 f"{worker.name} (pid {self.pid_of(worker)}) {ending} before it was ready{where}. "

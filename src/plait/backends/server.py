@@ -60,6 +60,7 @@ LAST_WAIT_S = 1
 def main(parent_pid: int) -> None:
     """Serve until the parent is gone; does not return."""
     try:
+        gc.freeze()  # all that is here now is needed
         with suppress(PermissionError):  # it leads a session already
             os.setsid()
         _Server(take_root(), parent_pid).serve()
@@ -203,6 +204,8 @@ class _Server:
                 kill_family(pid)
 
     def _start(self, control: socket.socket, order: Order, fds: list[int]) -> None:
+        while order.value and self._late:  # here once, rather than in each worker
+            self._warm_up()
         try:
             pid = os.fork()
         except OSError as error:

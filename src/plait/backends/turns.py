@@ -11,6 +11,7 @@ import math
 import selectors
 import socket
 import threading
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
@@ -48,7 +49,8 @@ class Turns:
         self._selector = selectors.DefaultSelector()
         self._spin = Spin()
         self._is_driven = False  # a thread is waiting in the selector
-        self._sleeping: set[threading.Condition] = set()  # of threads that wait for the driver
+        # Conditions of the threads that wait for the driver, and how many wait for each.
+        self._sleeping: Counter[threading.Condition] = Counter()
         self.due = math.inf  # when ``on_due`` is to be called by whoever drives then
         self.on_due: Callable[[], object] = lambda: None
         self._bell, self._bell_end = socket.socketpair()
@@ -79,9 +81,9 @@ class Turns:
             self._selector.unregister(file)
 
     def tell(self, arrived: threading.Condition) -> None:
-        """Wake a thread that sleeps with this condition, if one does; called with the lock."""
+        """Wake the threads that sleep with this condition, if some do; called with the lock."""
         if arrived in self._sleeping:
-            arrived.notify()
+            arrived.notify_all()
 
     def ring(self) -> None:
         """Have every waiting thread look again whether it is done.
@@ -95,7 +97,7 @@ class Turns:
     def _hear_bell(self, *_: object) -> None:
         self._bell.recv(4096)
         for arrived in self._sleeping:
-            arrived.notify()
+            arrived.notify_all()
 
     def wait_until(
         self, is_done: Callable[[], bool], arrived: threading.Condition, deadline: float | None
@@ -113,14 +115,21 @@ class Turns:
                 if not self._is_driven:
                     self._drive(left)
                 else:
-                    self._sleeping.add(arrived)
-                    arrived.wait(left)
-                    self._sleeping.discard(arrived)
+                    self._sleep(arrived, left)
         finally:
             # Whoever leaves wakes one sleeper to drive. If nobody did, all would sleep
             # while results pile up in the channels.
             if not self._is_driven and self._sleeping:
                 next(iter(self._sleeping)).notify()
+
+    def _sleep(self, arrived: threading.Condition, timeout: float | None) -> None:
+        self._sleeping[arrived] += 1
+        try:
+            arrived.wait(timeout)
+        finally:
+            self._sleeping[arrived] -= 1
+            if not self._sleeping[arrived]:
+                del self._sleeping[arrived]
 
     def _drive(self, timeout: float | None) -> None:
         """Wait for the next things to happen, without the lock, and handle them, with it."""
