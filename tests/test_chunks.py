@@ -29,9 +29,11 @@ def test_chunks_grow_step_by_step_towards_the_target_time() -> None:
 
 
 def test_tiny_tasks_go_together() -> None:
-    sizer = ChunkSizer("auto", workers=2, task_s=1e-7, measured=1000)
+    sizer = ChunkSizer("auto", workers=2, task_s=1e-7, measured=10_000)
     size = sizer.next(remaining=None)
     assert size.tasks == MOST_TASKS
+    sizer = ChunkSizer("auto", workers=2, task_s=1e-7, measured=10_000, most=5000)
+    assert sizer.next(remaining=None).tasks == 5000
     assert size.together
     assert size.brief
 

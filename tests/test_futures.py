@@ -365,6 +365,35 @@ def test_ctrl_c_while_waiting_loses_no_future(
     assert done.stdout.splitlines() == ["True 20", "True"]
 
 
+INTERRUPTED_SUBMIT = """
+import os, signal, sys
+import plait
+
+class Slow:
+    def __reduce__(self):
+        signal.raise_signal(signal.SIGINT)
+        return int, (3,)
+
+signal.alarm(15)  # rather than wait for ever
+with plait.Executor(1, "processes", start_method=sys.argv[1]) as pool:
+    print(pool.submit(abs, -1).result())  # the worker is free, so what comes next is packed
+    try:
+        pool.submit(abs, Slow())
+    except KeyboardInterrupt:
+        print("interrupted")
+    print(pool.submit(abs, -2).result())
+print("done")
+"""
+
+
+def test_ctrl_c_while_an_argument_is_packed_does_not_keep_the_executor_from_ending(
+    process_way: Way, run_python: RunPython
+) -> None:
+    done = run_python("-X", "dev", "-W", "error", "-c", INTERRUPTED_SUBMIT, process_way.name)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == ["1", "interrupted", "2", "done"]
+
+
 FORKED = """
 import os, sys, warnings
 import plait

@@ -26,7 +26,9 @@ class Numbers(list[int]):
         return iter([1, 2, 3])
 
 
-@pytest.mark.parametrize("items", [[1], (1,), "ab", iter(range(3)), Numbers(), np.array(3), {1}])
+@pytest.mark.parametrize(
+    "items", [[1], (1,), "ab", iter(range(3)), Numbers(), np.array(3), {1}, range(10**30)]
+)
 def test_what_may_mean_something_else_is_read_item_by_item(items: Any) -> None:
     assert not can_slice(items)
 
@@ -35,9 +37,10 @@ def test_slices_follow_each_other_to_the_end() -> None:
     given = SlicedInput(range(10))
     assert list(given.take(4)) == [0, 1, 2, 3]
     assert len(given.take(0)) == len(given.take(-3)) == 0  # nothing may be read at the moment
-    assert not given.has_ended
+    ended = [given.has_ended]
     assert list(given.take(100)) == [4, 5, 6, 7, 8, 9]
-    assert given.has_ended
+    ended.append(given.has_ended)
+    assert ended == [False, True]
     assert len(given.take(1)) == 0
 
 

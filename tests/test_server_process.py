@@ -133,6 +133,17 @@ def test_with_standard_streams_closed(closed: str, tmp_path: Path) -> None:
     assert out.read_text() == "[1, 2]"
 
 
+def test_it_hears_of_its_workers_whatever_its_parent_blocks() -> None:
+    close_all()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD, signal.SIGTERM})
+    try:
+        (outcome,) = plait.run(os._exit, [3], **PROCESSES)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    assert isinstance(outcome.error, plait.WorkerDied)
+    assert outcome.error.exitcode == 3
+
+
 def test_its_parent_may_have_waited_for_it() -> None:
     for _ in range(2):
         plait.map(abs, [1], **PROCESSES)

@@ -44,7 +44,7 @@ def ends() -> Iterator[tuple[Worker, StatusPage]]:
 Ends = tuple[Worker, StatusPage]
 
 
-def give(worker: Worker, first: int, count: int, **facts: bool) -> Job:
+def give(worker: Worker, first: int, count: int, **facts: Any) -> Job:
     items = [*range(first, first + count)]
     job = Job(LANE, Chunk(first, items, **facts), list(items), [])
     worker.last_seq += 1
@@ -197,7 +197,8 @@ def test_a_worker_that_dies_after_its_tasks_were_taken_fails_only_its_own(
         return result
 
     options: Any = {**process_way.options, "max_workers": 2, "on_error": "return"}
-    died, *others = plait.map(run, range(8), chunksize=4, **options)
+    values: list[Any] = plait.map(run, range(8), chunksize=4, **options)
+    died, *others = values
     assert isinstance(died, plait.WorkerDied)
     assert others == [*range(1, 8)]
     ran = Counter(line.split()[0] for line in fifo.with_name("log").read_text().splitlines())

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
 from queue import Empty, SimpleQueue
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from plait.host import monotonic
 
@@ -118,8 +118,17 @@ def can_slice(items: object) -> bool:
     list would have an object for each item.
     """
     kind = type(items)
+    if kind is range:
+        return _has_length(cast("range", items))
     is_array = kind.__name__ == "ndarray" and kind.__module__ == "numpy"
-    return kind is range or (is_array and bool(getattr(items, "ndim", 0)))
+    return is_array and bool(getattr(items, "ndim", 0))
+
+
+def _has_length(items: range) -> bool:
+    try:
+        return len(items) >= 0
+    except OverflowError:  # it has more items than fit into a number of the machine's
+        return False
 
 
 class SlicedInput:

@@ -13,6 +13,10 @@ import os
 import sys
 from _thread import allocate_lock  # as in threading
 
+TYPE_CHECKING = False  # as in typing
+if TYPE_CHECKING:
+    from typing import Any
+
 __all__ = ["CAN_FORK", "ServerProcess", "python_command", "server", "start_early"]
 
 CAN_FORK = hasattr(os, "fork") and hasattr(os, "posix_spawn")
@@ -94,12 +98,13 @@ def _spawn(fd: int) -> int:
         raise OSError("sys.executable is empty")
     command = python_command("plait.backends.server.main", os.getpid())
     copy = os.dup(fd)  # it may be 0 itself, where standard input is closed
-    actions = [(os.POSIX_SPAWN_DUP2, copy, 0)]
+    # No signal is blocked there, whatever this thread blocks: it has to hear of its children.
+    how: Any = {"file_actions": [(os.POSIX_SPAWN_DUP2, copy, 0)], "setsigmask": []}
     try:
         # In a session of its own: the terminal's Ctrl-C is for the parent only.
-        return os.posix_spawn(command[0], command, os.environ, file_actions=actions, setsid=True)
+        return os.posix_spawn(command[0], command, os.environ, setsid=True, **how)
     except NotImplementedError:  # then the server does that, a little later
-        return os.posix_spawn(command[0], command, os.environ, file_actions=actions)
+        return os.posix_spawn(command[0], command, os.environ, **how)
     finally:
         os.close(copy)
 

@@ -244,10 +244,10 @@ def test_ctrl_c_amid_the_books_of_a_pool_leaves_it_whole(
     process_way: Way, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another thread that uses the same pool goes on, wherever the signal strikes."""
-    from plait.backends import processes
+    from plait.backends import dispatcher
 
     struck: list[int] = []
-    original = processes.ProcessBackend._assign
+    original = dispatcher.Dispatcher.assign
 
     def strike(self: Any, worker: Any, job: Any) -> None:
         if threading.current_thread() is threading.main_thread() and len(struck) < 1:
@@ -255,7 +255,7 @@ def test_ctrl_c_amid_the_books_of_a_pool_leaves_it_whole(
             signal.raise_signal(signal.SIGINT)  # with the lock held
         original(self, worker, job)
 
-    monkeypatch.setattr(processes.ProcessBackend, "_assign", strike)
+    monkeypatch.setattr(dispatcher.Dispatcher, "assign", strike)
     given = {"max_workers": 2, **process_way.options}
     results: list[int] = []
     other = threading.Thread(

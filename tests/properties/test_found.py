@@ -172,7 +172,7 @@ def test_the_server_dies_as_workers_start_and_another_starts_them() -> None:
         me = psutil.Process()
         while not has_to_stop.is_set():
             for server in me.children():
-                if len(server.children()) >= 4:
+                if len(server.children()) >= 2:  # as many as are started at once
                     server.kill()
                     return
 
