@@ -285,6 +285,9 @@ class LaneDesk:
         except PlaitError as error:  # there are no workers
             del self._futures[index]
             return [(future, error)]
+        except BaseException:  # Ctrl-C amid the packing of an argument
+            del self._futures[index]
+            raise
         return []
 
     # --- Out -----------------------------------------------------------------------------
@@ -294,10 +297,10 @@ class LaneDesk:
         if not self._is_driven:
             return
         deadline = math.inf if timeout is None else monotonic() + timeout
-        with self._lock:
-            self._awaited.append(future)
-            lane = self._lane
         try:
+            with self._lock:
+                self._awaited.append(future)
+                lane = self._lane
             if self._keeper_drives and lane is not None:
                 lane.wake()  # it leaves the driving to us
             left = timeout
@@ -307,7 +310,8 @@ class LaneDesk:
                     return
         finally:
             with self._lock:
-                self._awaited.remove(future)
+                if future in self._awaited:
+                    self._awaited.remove(future)
                 is_wanted = self._is_busy or self._is_closed
                 if self._keeper_rests and is_wanted and not self._awaited:
                     self._changed.notify()
@@ -317,10 +321,12 @@ class LaneDesk:
         lane = self._lane
         if lane is None or not lane.pending:
             return False
-        with Shield(lane.wake):  # Ctrl-C is not to come between a result and its future
+        with Shield(lane.wake) as shield:  # Ctrl-C is not to come between a result and its future
             try:
                 if self._is_driven:
-                    finished = cast("DrivenLane", lane).wait_outcomes(timeout, until)
+                    finished = cast("DrivenLane", lane).wait_outcomes(
+                        timeout, lambda: shield.is_hit or until()
+                    )
                 else:
                     finished = lane.wait_outcomes(timeout)
             except Exception as error:  # noqa: BLE001  no workers any more: every future is told
@@ -337,8 +343,6 @@ class LaneDesk:
             if futures:
                 self._task_s = finished.seconds / len(futures)
                 self._setting.limits.time.learn(finished)
-            failed = self._send()
-        _fail(failed)
         for place, future in enumerate(futures):
             if future is None:  # it was cancelled meanwhile
                 continue
@@ -348,6 +352,9 @@ class LaneDesk:
             else:
                 future.set_exception(error)
         self._wake_others(futures)
+        with self._lock:
+            failed = self._send()
+        _fail(failed)
 
     def _wake_others(self, futures: list[PlaitFuture[Any] | None]) -> None:
         """Tell the threads that sleep in the lane while this one drove for them."""

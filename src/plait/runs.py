@@ -151,11 +151,12 @@ class Run:
         """
         self._is_cancelled = True
         self.stop()
-        # A generator that is running, in another thread, cannot be closed; but it was woken.
-        with suppress(ValueError):
-            if self._outcomes is not None:
-                self._outcomes.close()
-            self._stretches.close()
+        # A generator that is running, in another thread, cannot be closed (CPython 3.11 may crash
+        # of it); but it was woken.
+        for generator in (self._outcomes, self._stretches):
+            if generator is not None and not getattr(generator, "gi_running", False):
+                with suppress(ValueError):
+                    generator.close()
 
     def stop(self) -> None:
         """Start nothing new, no further try either; what runs goes on, and its outcomes come.

@@ -153,9 +153,9 @@ class SegmentStore:
     def close(self) -> None:
         """Let go of the memory; who has mapped a segment still has it."""
         with self._lock:
-            if self.fd >= 0:
-                os.close(self.fd)
-                self.fd = -1
+            fd, self.fd = self.fd, -1  # first: another thread may run while it is closed
+            if fd >= 0:
+                os.close(fd)
 
 
 class Placing:
@@ -259,12 +259,13 @@ class SegmentView:
         """Forget a segment; may be called amid anything, by whoever drops the last reference."""
         if self._leases.get(offset) is not lease:  # it has been opened again meanwhile
             return
+        is_free = offset not in self._pinned and self._memory is not None
+        if is_free and self._memory is not None:
+            # Pages that were changed here would cover what is written there next.
+            self._memory.madvise(mmap.MADV_DONTNEED, offset, _in_pages(size))
         del self._leases[offset]
-        if offset in self._pinned or self._memory is None:
-            return
-        # Pages that were changed here would cover what is written there next.
-        self._memory.madvise(mmap.MADV_DONTNEED, offset, _in_pages(size))
-        self.released.append(offset)
+        if is_free:
+            self.released.append(offset)
 
     def is_held(self, offset: int) -> bool:
         """Whether something refers to a segment, here or in a forked copy of this process."""
@@ -323,7 +324,7 @@ _views: weakref.WeakSet[SegmentView] = weakref.WeakSet()
 
 
 def _pin_all() -> None:
-    for view in list(_views):
+    for view in _views.copy():
         view.pin()
 
 

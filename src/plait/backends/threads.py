@@ -168,6 +168,7 @@ class ThreadBackend:
 
     def abandon(self) -> None:
         """In a forked child: the threads exist in the parent only."""
+        self.lock = threading.Lock()  # one of them may have held it
         self._is_closed = True
         self._seats = []
 
