@@ -12,13 +12,13 @@ is no secret to leak. Only for that reason may what comes out of it be unpickled
 from __future__ import annotations
 
 import pickle
-import socket
 import struct
 import threading
 from collections import deque
 from collections.abc import Generator
 from typing import Any
 
+from plait.bare import DONT_WAIT, Socket
 from plait.spin import Spin
 from plait.wire import OUT_OF_BAND_BYTES, PROTOCOL
 
@@ -26,8 +26,7 @@ __all__ = ["Channel", "Receiver", "Sender"]
 
 HEADER = struct.Struct("<IQ")  # number of buffers, bytes of the message
 SIZE = struct.Struct("<Q")
-CAN_GATHER = hasattr(socket.socket, "sendmsg")  # not on Windows
-DONT_WAIT = getattr(socket, "MSG_DONTWAIT", 0)
+CAN_GATHER = hasattr(Socket, "sendmsg")  # not on Windows
 MOST_PIECES = 512  # of one sendmsg call; the kernel's limit is 1,024
 # What is received at a time: several small frames, so that each does not cost two system calls.
 READ_BYTES = 64 * 1024
@@ -51,7 +50,7 @@ def _frame(message: object) -> list[Any]:
 class _Outbox:
     """What is to be sent, and the sending of it."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: Socket) -> None:
         self._sock = sock
         self.pieces: deque[Any] = deque()
 
@@ -78,7 +77,7 @@ class _Outbox:
 class Sender:
     """Sends a worker's messages through its blocking socket, from any of its threads."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: Socket) -> None:
         self._lock = threading.Lock()  # held while sending
         self._outbox = _Outbox(sock)
 
@@ -112,7 +111,7 @@ class Sender:
 class Receiver:
     """Cuts what arrives at a socket into messages."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: Socket) -> None:
         self._sock = sock
         self._buffer = memoryview(bytearray(READ_BYTES))
         self._start = self._end = 0  # what is in the buffer and was not taken
@@ -213,7 +212,7 @@ class Channel:
     worker that blocks while sending to its parent would wait for ever.
     """
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: Socket) -> None:
         sock.setblocking(False)
         self.sock = sock
         self._outbox = _Outbox(sock)

@@ -7,11 +7,12 @@ nothing. What is said to the server is in backends/child.py, what it does in bac
 
 from __future__ import annotations
 
-import _socket  # as in socket, which takes ten times as long to load
 import atexit
 import os
 import sys
 from _thread import allocate_lock  # as in threading
+
+from plait.bare import Socket, send_fds, socketpair
 
 TYPE_CHECKING = False  # as in typing
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ class ServerProcess:
     def __init__(self) -> None:
         self._lock = allocate_lock()  # guards the two below
         self._pid = 0  # 0: it does not run
-        self._root: _socket.socket | None = None
+        self._root: Socket | None = None
 
     def start(self) -> None:
         """Start it, unless it was. Raises OSError."""
@@ -42,17 +43,17 @@ class ServerProcess:
         with self._lock:
             if self._root is not None:
                 try:
-                    _send(self._root, data, fd)
+                    send_fds(self._root, data, [fd])
                 except OSError:  # it died
                     self._stop()
                 else:
                     return
             self._start()
             assert self._root is not None
-            _send(self._root, data, fd)
+            send_fds(self._root, data, [fd])
 
     def _start(self) -> None:
-        root, theirs = _socket.socketpair()
+        root, theirs = socketpair()
         try:
             self._pid = _spawn(theirs.fileno())
         except OSError:
@@ -82,11 +83,6 @@ class ServerProcess:
         self.__init__()  # type: ignore[misc]  # a new lock, too: another thread may have held it
         if root is not None:
             root.close()
-
-
-def _send(root: _socket.socket, data: bytes, fd: int) -> None:
-    rights = (_socket.SOL_SOCKET, _socket.SCM_RIGHTS, fd.to_bytes(4, sys.byteorder))
-    root.sendmsg([data], [rights])
 
 
 def _spawn(fd: int) -> int:

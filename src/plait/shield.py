@@ -7,18 +7,13 @@ a pool that other threads use, it would leave them half written.
 from __future__ import annotations
 
 from collections.abc import Callable
-from signal import SIGINT
 from threading import current_thread, main_thread
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-# Those of ``signal`` turn numbers into enums and back, which costs more than all the rest.
-try:
-    from _signal import getsignal  # type: ignore[import-not-found,unused-ignore]
-    from _signal import signal as set_handler
-except ImportError:
-    from signal import getsignal
-    from signal import signal as set_handler
+from plait.bare import signal
+
+SIGINT, getsignal, set_handler = signal.SIGINT, signal.getsignal, signal.signal
 
 __all__ = ["Shield"]
 

@@ -7,9 +7,8 @@ thread_launcher.py has another one.
 from __future__ import annotations
 
 import os
-import socket
 import sys
-from contextlib import suppress
+from contextlib import closing, suppress
 
 from plait.backends.launcher import Born, Change, Launcher
 from plait.backends.messages import StatusPage, new_file_fd, new_page_fd
@@ -23,6 +22,7 @@ from plait.backends.orders import (
     receive_order,
     send_order,
 )
+from plait.bare import Socket, socketpair
 from plait.channel import Channel
 from plait.errors import WorkerStartError
 from plait.segments import SegmentView
@@ -46,11 +46,11 @@ def open_launcher(start_method: str, preload: tuple[str, ...] = ()) -> Launcher:
     return ThreadLauncher()
 
 
-def _open_control() -> socket.socket:
+def _open_control() -> Socket:
     """Return a new control socket to the server."""
-    ours, theirs = socket.socketpair()
+    ours, theirs = socketpair()
     try:
-        with theirs:
+        with closing(theirs):
             server.send(pack_order(Order(b"OPEN")), theirs.fileno())
     except OSError as error:
         ours.close()
@@ -107,7 +107,7 @@ class ServerLauncher:
 
     def start(self, number: int, items_fd: int) -> Born:
         """Start a worker; its pid is known a little later."""
-        ours, theirs = socket.socketpair()
+        ours, theirs = socketpair()
         page_fd, results_fd = new_page_fd(), new_file_fd("plait-results")
         (out, their_out), (err, their_err) = _output_pipe(), _output_pipe()
         given = [page_fd, items_fd, results_fd, their_out, their_err]
@@ -117,7 +117,7 @@ class ServerLauncher:
         needs_all = "cloudpickle" in sys.modules and not self._is_fresh
         order = Order(b"EXEC" if self._is_fresh else b"FORK", number, needs_all)
         self._alive.add(number)
-        with theirs, suppress(BrokenPipeError):  # take_changes() will tell that the server died
+        with closing(theirs), suppress(BrokenPipeError):  # take_changes() will tell its death
             send_order(self._control, order, (theirs.fileno(), *given))
         born = Born(Channel(ours), StatusPage(page_fd), SegmentView(results_fd), (out, err))
         for fd in given:

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import os
 import pickle
-import signal
-import socket
 import sys
-from contextlib import suppress
+from contextlib import closing, suppress
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -32,6 +30,7 @@ from plait.backends.messages import (
     decode,
     encode,
 )
+from plait.bare import Socket, signal, take_socket
 from plait.channel import Receiver, Sender
 from plait.errors import NotPicklable
 from plait.host import WORKER_MARK, QueueClock, monotonic
@@ -60,7 +59,7 @@ def main(sock_fd: int, page_fd: int, items_fd: int, results_fd: int, *output_fds
     try:
         if output_fds:
             take_streams(*output_fds)
-        with _take_socket(sock_fd) as sock:
+        with closing(take_socket(sock_fd)) as sock:
             _Worker(sock, page_fd, items_fd, results_fd).serve()
         status = 0
     except (EOFError, OSError, _Condemned):  # the parent is gone, or wants no more
@@ -73,12 +72,6 @@ def main_spawned(*fds: int) -> None:
     """Be a worker in a fresh interpreter."""
     die_with_parent()
     main(*fds)
-
-
-def _take_socket(fd: int) -> socket.socket:
-    if sys.platform == "win32":  # untested: sockets are handed over through stdin there
-        return socket.fromshare(sys.stdin.buffer.read())
-    return socket.socket(fileno=fd)
 
 
 def _leave_it_to_the_parent(signum: int, frame: object) -> None:
@@ -119,7 +112,7 @@ class _Condemned(BaseException):
 class _Worker:
     """The state of a worker: its channel and the functions that it knows."""
 
-    def __init__(self, sock: socket.socket, page_fd: int, items_fd: int, results_fd: int) -> None:
+    def __init__(self, sock: Socket, page_fd: int, items_fd: int, results_fd: int) -> None:
         self._pid = os.getpid()
         self._receiver = Receiver(sock)
         self._sender = Sender(sock)

@@ -5,21 +5,26 @@ Used by the fork server and by workers, at their start and at their end.
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
-import socket
 import sys
 from contextlib import suppress
+from typing import Any
 
+from plait.bare import Socket, signal
 from plait.host import family_pids
+
+if sys.platform == "linux":
+    from _ctypes import call_function, dlopen, dlsym  # ctypes takes a millisecond to load
 
 __all__ = ["adopt_orphans", "die_with_parent", "kill_family", "send_signal", "take_root"]
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
-if sys.platform == "linux":
-    LIBC = ctypes.CDLL(None)
+
+
+def _prctl(option: int, value: int) -> None:
+    main_program: Any = None  # which has the C library
+    call_function(dlsym(dlopen(main_program, 0), "prctl"), (option, value))
 
 
 def die_with_parent() -> None:
@@ -29,16 +34,16 @@ def die_with_parent() -> None:
     Elsewhere a worker notices at the end of its task that its channel is closed.
     """
     if sys.platform == "linux":
-        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def adopt_orphans() -> None:
     """Ask the kernel (Linux) to make this process the parent of its descendants' orphans."""
     if sys.platform == "linux":
-        LIBC.prctl(PR_SET_CHILD_SUBREAPER, 1)
+        _prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
-def send_signal(pid: int, signum: signal.Signals) -> None:
+def send_signal(pid: int, signum: int) -> None:
     """Signal a child, which was not reaped: so the pid is its own."""
     with suppress(ProcessLookupError, PermissionError):
         os.kill(pid, signum)
@@ -53,7 +58,7 @@ def kill_family(pid: int) -> None:
             os.killpg(pid, signal.SIGKILL)
 
 
-def take_root() -> socket.socket:
+def take_root() -> Socket:
     """Return the root socket, which came as standard input, and close what else was inherited."""
     for fd in _open_fds():
         with suppress(OSError):
@@ -65,7 +70,7 @@ def take_root() -> socket.socket:
     root = os.dup(0)
     os.dup2(null, 0)
     os.close(null)
-    return socket.socket(fileno=root)
+    return Socket(fileno=root)
 
 
 def _open_fds() -> list[int]:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from plait.host import monotonic
 
 if TYPE_CHECKING:
-    from plait.outcome import Times
+    from plait.tasks import Times
     from plait.wire import Packed
     from plait.wire_errors import PackedError
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 import pickle
-import socket
 import struct
 import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from plait.backends.messages import new_file_fd
+from plait.bare import Socket, receive_fds, send_fds
 
 if TYPE_CHECKING:
     from plait.backends.code_watch import Stamp
@@ -84,14 +84,14 @@ def pack_order(order: Order) -> bytes:
     return FORMAT.pack(*order)
 
 
-def send_order(sock: socket.socket, order: Order, fds: tuple[int, ...] = ()) -> None:
+def send_order(sock: Socket, order: Order, fds: tuple[int, ...] = ()) -> None:
     """Send an order, with file descriptors."""
-    socket.send_fds(sock, [pack_order(order)], list(fds))
+    send_fds(sock, pack_order(order), fds)
 
 
-def receive_order(sock: socket.socket) -> tuple[Order, list[int]]:
+def receive_order(sock: Socket) -> tuple[Order, list[int]]:
     """Receive an order. Raises EOFError at the end, BlockingIOError if none is here."""
-    data, fds, _, _ = socket.recv_fds(sock, FORMAT.size, MOST_FDS)
+    data, fds = receive_fds(sock, FORMAT.size, MOST_FDS)
     if len(data) < FORMAT.size:
         raise EOFError
     return Order(*FORMAT.unpack(data)), fds

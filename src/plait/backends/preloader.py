@@ -12,7 +12,6 @@ from __future__ import annotations
 import gc
 import importlib
 import os
-import socket
 import sys
 import threading
 from collections import deque
@@ -24,12 +23,13 @@ from plait import blas
 from plait.backends.code_watch import Stamp, are_stale, stamps_of_own
 from plait.backends.kinship import kill_family
 from plait.backends.orders import Order, Preload, Preloaded, file_of, send_order
+from plait.bare import Socket
 from plait.errors import death_text
 from plait.host import child_pids
 
 __all__ = ["Preloader"]
 
-Start = Callable[[socket.socket, Order, list[int]], None]
+Start = Callable[[Socket, Order, list[int]], None]
 
 FINE = "fine"
 MOST_BYTES = 4000  # of a reason: a pipe has room for it
@@ -38,7 +38,7 @@ MOST_BYTES = 4000  # of a reason: a pipe has room for it
 class _Request:
     """Modules that one pool asked for."""
 
-    def __init__(self, control: socket.socket, preload: Preload) -> None:
+    def __init__(self, control: Socket, preload: Preload) -> None:
         self.control = control
         self.preload = preload
         self.names = deque(preload.names)  # those that are not settled
@@ -79,29 +79,29 @@ class Preloader:
         """``start`` has a worker start, as it was ordered."""
         self._become_child = become_child
         self._start = start
-        self._held: list[tuple[socket.socket, Order, list[int]]] = []  # orders that have to wait
+        self._held: list[tuple[Socket, Order, list[int]]] = []  # orders that have to wait
         self._requests: deque[_Request] = deque()  # the first is being worked at
         self._trial: _Trial | None = None
         self._stamps: dict[str, Stamp] = {}  # of the user's own modules that are loaded here
         self._place: tuple[object, ...] = ()  # where they were found from
-        self._known: dict[socket.socket, dict[str, Stamp]] = {}  # those that each pool watches
+        self._known: dict[Socket, dict[str, Stamp]] = {}  # those that each pool watches
 
     # --- What the server asks for ------------------------------------------------------
 
-    def ask(self, control: socket.socket, preload: Preload) -> None:
+    def ask(self, control: Socket, preload: Preload) -> None:
         """Import modules for a pool, sooner or later."""
         self._requests.append(_Request(control, preload))
         if len(self._requests) == 1:
             self._begin()
 
-    def hold(self, control: socket.socket, order: Order, fds: list[int]) -> bool:
+    def hold(self, control: Socket, order: Order, fds: list[int]) -> bool:
         """Keep the order for a worker until all is there that its pool asked for, if it is not."""
         has_to_wait = any(request.control is control for request in self._requests)
         if has_to_wait:
             self._held.append((control, order, fds))
         return has_to_wait
 
-    def drop_held(self, control: socket.socket, number: int | None = None) -> bool:
+    def drop_held(self, control: Socket, number: int | None = None) -> bool:
         """Forget such orders of a pool, or that for one worker; whether there were any."""
         dropped = [
             one for one in self._held if one[0] is control and number in (None, one[1].number)
@@ -132,7 +132,7 @@ class Preloader:
             request.refused[name] = reason
         self._go_on()
 
-    def forget(self, control: socket.socket) -> None:
+    def forget(self, control: Socket) -> None:
         """Do nothing more for a pool that was closed."""
         if self._trial is not None and self._trial.request.control is control:
             kill_family(self._trial.pid)
@@ -140,7 +140,7 @@ class Preloader:
         self.drop_held(control)
         self._known.pop(control, None)
 
-    def tidy_up(self, control: socket.socket) -> None:
+    def tidy_up(self, control: Socket) -> None:
         """In a new worker: keep none of the user's modules that have changed or are not watched.
 
         It imports them itself when it needs them, as other workers do.

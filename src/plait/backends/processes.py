@@ -17,7 +17,6 @@ import math
 import os
 import pickle
 import selectors
-import signal
 import sys
 import threading
 from collections import deque
@@ -48,6 +47,7 @@ from plait.backends.process_lane import Death, Entry, Job, ProcessLane, Report, 
 from plait.backends.process_worker import QUEUE_DEPTH, Worker
 from plait.backends.turns import Turns
 from plait.backends.voices import OutputReader, put_out, warning
+from plait.bare import signal
 from plait.blas import with_thread_limits
 from plait.errors import PlaitError, PoolClosed, WorkerStartError, death_text
 from plait.host import monotonic, oom_kills

@@ -24,8 +24,6 @@ from __future__ import annotations
 import gc
 import os
 import selectors
-import signal
-import socket
 import sys
 from contextlib import suppress
 from importlib import import_module
@@ -40,6 +38,7 @@ from plait.backends.kinship import (
     take_root,
 )
 from plait.backends.orders import Order, Preload, object_in, receive_order, send_order
+from plait.bare import Socket, signal, socketpair
 from plait.host import child_pids, monotonic, process_groups, worker_mark
 from plait.server_process import python_command
 
@@ -71,7 +70,7 @@ def main(parent_pid: int) -> None:
 class _Child:
     """A worker: whose it is, its number there, and when it is to be killed."""
 
-    def __init__(self, control: socket.socket, number: int) -> None:
+    def __init__(self, control: Socket, number: int) -> None:
         self.control = control
         self.number = number
         self.kill_at: float | None = None
@@ -80,7 +79,7 @@ class _Child:
 class _Server:
     """The workers by pid, and whose they are."""
 
-    def __init__(self, root: socket.socket, parent_pid: int) -> None:
+    def __init__(self, root: Socket, parent_pid: int) -> None:
         self._pid = os.getpid()
         self._workers: dict[int, _Child] = {}
         self._late = [*reversed(LATE)]
@@ -104,7 +103,7 @@ class _Server:
             self._selector.register(self._parent_fd, selectors.EVENT_READ, self._end)
 
     def _watch_children(self) -> None:
-        self._bell, bell_end = socket.socketpair()
+        self._bell, bell_end = socketpair()
         self._bell.setblocking(False)
         bell_end.setblocking(False)
         self._bell_end = bell_end
@@ -164,14 +163,14 @@ class _Server:
 
     # --- What the parent asks for ------------------------------------------------------
 
-    def _open(self, root: socket.socket) -> None:
+    def _open(self, root: Socket) -> None:
         try:
             _, (fd,) = receive_order(root)
         except (EOFError, OSError):
             self._end()
-        self._selector.register(socket.socket(fileno=fd), selectors.EVENT_READ, self._obey)
+        self._selector.register(Socket(fileno=fd), selectors.EVENT_READ, self._obey)
 
-    def _obey(self, control: socket.socket) -> None:
+    def _obey(self, control: Socket) -> None:
         try:
             order, fds = receive_order(control)
         except (EOFError, OSError):
@@ -184,7 +183,7 @@ class _Server:
         elif self._preloader is None or not self._preloader.hold(control, order, fds):
             self._start(control, order, fds)
 
-    def _end_worker(self, control: socket.socket, order: Order) -> None:
+    def _end_worker(self, control: Socket, order: Order) -> None:
         if self._preloader is not None and self._preloader.drop_held(control, order.number):
             self._tell(control, Order(b"ENDS", order.number, -signal.SIGTERM))
         for pid, worker in self._workers.items():
@@ -194,7 +193,7 @@ class _Server:
                     send_signal(pid, signal.SIGTERM)
                     send_signal(pid, signal.SIGCONT)  # or one that is stopped would not hear it
 
-    def _close(self, control: socket.socket) -> None:
+    def _close(self, control: Socket) -> None:
         self._selector.unregister(control)
         if self._preloader is not None:
             self._preloader.forget(control)
@@ -203,7 +202,7 @@ class _Server:
             if worker.control is control:
                 kill_family(pid)
 
-    def _start(self, control: socket.socket, order: Order, fds: list[int]) -> None:
+    def _start(self, control: Socket, order: Order, fds: list[int]) -> None:
         while order.value and self._late:  # here once, rather than in each worker
             self._warm_up()
         try:
@@ -219,7 +218,7 @@ class _Server:
             self._workers[pid] = _Child(control, order.number)
             self._tell(control, Order(b"PID ", order.number, pid))
 
-    def _become_worker(self, control: socket.socket, verb: bytes, fds: list[int]) -> NoReturn:
+    def _become_worker(self, control: Socket, verb: bytes, fds: list[int]) -> NoReturn:
         try:
             self._become_child()
             if verb == b"EXEC":
@@ -238,7 +237,7 @@ class _Server:
         for signum in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(signum, signal.SIG_DFL)
         for key in list(self._selector.get_map().values()):
-            if isinstance(key.fileobj, socket.socket):
+            if isinstance(key.fileobj, Socket):
                 key.fileobj.close()
         self._selector.close()
         self._bell_end.close()
@@ -249,7 +248,7 @@ class _Server:
 
     # --- Modules that workers are to have from the start -------------------------------
 
-    def _preload(self, control: socket.socket, preload: Preload) -> None:
+    def _preload(self, control: Socket, preload: Preload) -> None:
         if self._preloader is None:
             from plait.backends.preloader import Preloader
 
@@ -259,7 +258,7 @@ class _Server:
 
     # --- What becomes of the workers ---------------------------------------------------
 
-    def _reap(self, bell: socket.socket) -> None:
+    def _reap(self, bell: Socket) -> None:
         with suppress(BlockingIOError):
             while bell.recv(4096):
                 pass
@@ -315,7 +314,7 @@ class _Server:
     def _is_of_a_living_worker(self, pid: int) -> bool:
         return any(owner in self._workers for owner in (*process_groups(pid), worker_mark(pid)))
 
-    def _tell(self, control: socket.socket, order: Order) -> None:
+    def _tell(self, control: Socket, order: Order) -> None:
         with suppress(OSError):  # the pool is closed: nobody wants to know
             send_order(control, order)
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 import selectors
-import socket
 import threading
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
 
+from plait.bare import socketpair
 from plait.clocks import monotonic
 from plait.spin import Spin
 
@@ -53,7 +53,7 @@ class Turns:
         self._sleeping: Counter[threading.Condition] = Counter()
         self.due = math.inf  # when ``on_due`` is to be called by whoever drives then
         self.on_due: Callable[[], object] = lambda: None
-        self._bell, self._bell_end = socket.socketpair()
+        self._bell, self._bell_end = socketpair()
         self._bell.setblocking(False)
         self._bell_end.setblocking(False)
         self.watch(self._bell, selectors.EVENT_READ, self._hear_bell)
