@@ -48,10 +48,12 @@ class Station:
         Between two turns the others may have taken minutes, in which some engines let idle
         workers go.
         """
-        if workers not in self._pools:
+        is_new = workers not in self._pools
+        if is_new:
             self._pools[workers] = self.engine.open(workers)
         pool = self._pools[workers]
-        pool.map(tasks.nap, [0.001] * (2 * workers), 1)
+        # A new process has its first few hundred pages of memory copied as it touches them.
+        pool.map(tasks.nap, [0.001] * ((100 if is_new else 2) * workers), 1)
         return pool
 
     def map_s(

@@ -18,12 +18,13 @@ WIDTHS = (2, 4, 8, 16, 32, 64, 128)
 TITLE = "naps of 3 ms, one by one, workers:"
 BARE = "bare prototype"
 IDEAL = f"workers / {NAP_S * 1e3:.0f} ms"
+OWN_CHUNKS = "plait, chunks by itself"
 PEERS = ("Pool", "ProcessPoolExecutor", "mpire")
 
 
-def naps_per_s(station: Station, count: int, workers: int) -> float:
+def naps_per_s(station: Station, count: int, workers: int, chunksize: int | None = 1) -> float:
     naps = [NAP_S] * count
-    return count / station.map_s(nap, naps, naps, workers=workers, chunksize=1)
+    return count / station.map_s(nap, naps, naps, workers=workers, chunksize=chunksize)
 
 
 def run(bench: Bench) -> None:
@@ -31,6 +32,7 @@ def run(bench: Bench) -> None:
         count = workers * bench.pick(150, 50)
         ways = {
             "plait": bench.ours("plait", naps_per_s, count, workers),
+            OWN_CHUNKS: bench.ours("plait", naps_per_s, count, workers, None),
             BARE: bench.way("loop", round_trips_per_s, nap, NAP_S, count, workers),
             **bench.peers(naps_per_s, count, workers, names=bench.pick(PEERS, PEERS[:1])),
         }
@@ -39,4 +41,6 @@ def run(bench: Bench) -> None:
         bench.note(f"{workers} workers: {workers / NAP_S:,.0f} tasks/s would be ideal.")
         if workers == WIDTHS[-1]:
             bench.at_least(f"{workers} workers: plait / {BARE}", share, 0.85)
+            own = race.ratio(OWN_CHUNKS, BARE)
+            bench.at_least(f"{workers} workers: {OWN_CHUNKS} / {BARE}", own, 0.85)
         bench.hosts.close("plait", *PEERS)  # and with them their workers

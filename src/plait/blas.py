@@ -40,14 +40,14 @@ VARIABLE_OF = {
 USERS = ("numpy", "scipy", "sklearn", "torch", "numexpr", "faiss")
 
 
-def threads_for(workers: int) -> int:
+def threads_for(workers: int, cpus: int) -> int:
     """Return how many threads each of so many workers may use, at least 1."""
-    return max(1, cpu_count() // workers)
+    return max(1, cpus // workers)
 
 
-def with_thread_limits(environ: Mapping[str, str], workers: int) -> dict[str, str]:
+def with_thread_limits(environ: Mapping[str, str], workers: int, cpus: int) -> dict[str, str]:
     """Return an environment for workers; what the user has set stays."""
-    threads = str(threads_for(workers))
+    threads = str(threads_for(workers, cpus))
     return {**dict.fromkeys(VARIABLES, threads), **environ}
 
 
@@ -92,7 +92,7 @@ class ThreadLimit:
             self._holders += 1
             controller = find_libraries() if self._limiter is None else None
             if controller is not None:
-                self._limiter = controller.limit(limits=threads_for(workers))
+                self._limiter = controller.limit(limits=threads_for(workers, cpu_count()))
 
     def release(self) -> None:
         """Take back one ``hold``."""

@@ -25,6 +25,7 @@ from plait.wire import OUT_OF_BAND_BYTES, PROTOCOL
 __all__ = ["Channel", "Receiver", "Sender"]
 
 HEADER = struct.Struct("<IQ")  # number of buffers, bytes of the message
+HEADER_BYTES = HEADER.size
 SIZE = struct.Struct("<Q")
 CAN_GATHER = hasattr(Socket, "sendmsg")  # not on Windows
 MOST_PIECES = 512  # of one sendmsg call; the kernel's limit is 1,024
@@ -61,7 +62,11 @@ class _Outbox:
         """Send what the socket takes at once, and keep what it does not."""
         pieces = self.pieces
         if len(pieces) == 1 or not CAN_GATHER:
-            sent = self._sock.send(pieces[0], flags)
+            piece = pieces[0]
+            sent = self._sock.send(piece, flags)
+            if sent == len(piece):
+                pieces.popleft()
+                return
         else:
             most = min(len(pieces), MOST_PIECES)
             sent = self._sock.sendmsg([pieces[i] for i in range(most)], [], flags)
@@ -83,10 +88,11 @@ class Sender:
 
     def send(self, message: object) -> None:
         """Send a message, and all that waits; blocks until the kernel has taken it."""
+        outbox = self._outbox
         with self._lock:
-            self._outbox.add(message)
-            while self._outbox.pieces:
-                self._outbox.push()
+            outbox.add(message)
+            while outbox.pieces:
+                outbox.push()
 
     def send_soon(self, message: object) -> None:
         """Send a message if that goes without waiting, else with the next one.
@@ -118,11 +124,15 @@ class Receiver:
         self._large: Generator[memoryview, None, Any] | None = None  # a frame that is assembled
         self._target = memoryview(b"")  # what it waits for
         self._spin = Spin()
+        self.may_spin = True  # or there are others who need the CPU
 
     def wait(self) -> Any:
         """Return the next message from a blocking socket. Raises EOFError at its end."""
         while (message := self.take()) is None:
-            self._spin.wait(self._look, self._sleep)
+            if self.may_spin:
+                self._spin.wait(self._look, self._sleep)
+            else:
+                self.read()
         return message
 
     def _look(self) -> bool:
@@ -154,25 +164,29 @@ class Receiver:
     def take(self) -> Any:
         """Return a message of those that were received; None if no whole one is here."""
         if self._large is None:
-            held = self._end - self._start
-            if held < HEADER.size:
-                self._move_to_front(held)
+            start, end = self._start, self._end
+            if start == end:  # most messages come alone
+                self._start = self._end = 0
                 return None
-            count, size = HEADER.unpack_from(self._buffer, self._start)
-            start = self._start + HEADER.size
-            if not count and start + size <= self._end:
+            if end - start < HEADER_BYTES:
+                self._move_to_front()
+                return None
+            count, size = HEADER.unpack_from(self._buffer, start)
+            start += HEADER_BYTES
+            if not count and start + size <= end:
                 self._start = start + size
-                return pickle.loads(self._buffer[start : self._start])
-            if not count and HEADER.size + size <= READ_BYTES:
-                self._move_to_front(held)
+                return pickle.loads(self._buffer[start : start + size])
+            if not count and HEADER_BYTES + size <= READ_BYTES:
+                self._move_to_front()
                 return None
             self._start = start
             self._large = _assemble(count, size)
             self._target = next(self._large)
         return self._fill()
 
-    def _move_to_front(self, held: int) -> None:
+    def _move_to_front(self) -> None:
         if self._start:
+            held = self._end - self._start
             self._buffer[:held] = bytes(self._buffer[self._start : self._end])
             self._start, self._end = 0, held
 
@@ -236,7 +250,7 @@ class Channel:
     def flush(self) -> None:
         """Send what the kernel takes now. A broken channel swallows it: the death tells."""
         try:
-            while self.is_clogged:
+            while self._outbox.pieces:
                 self._outbox.push()
         except (BlockingIOError, InterruptedError):
             pass

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-__all__ = ["BRIEF_S", "MOST_TASKS", "ChunkSizer", "Size"]
+__all__ = ["BRIEF_S", "MOST_TASKS", "TOGETHER_S", "ChunkSizer", "Size"]
 
 TARGET_S = 0.015
 """Work in a chunk."""
@@ -24,6 +24,8 @@ GROWTH = 8
 """How much larger a chunk may be than the largest one whose time is known."""
 MOST_TASKS = 65_536
 """The largest chunk that "auto" makes, if memory is not to be constant."""
+TOGETHER_S = 0.000_5
+"""Several chunks are sent at once if they can be made ready so soon."""
 MEMORY = 0.7
 """What an old measurement keeps of its weight when a new one comes."""
 

@@ -142,7 +142,8 @@ class Finished(NamedTuple):
     @property
     def seconds(self) -> float:
         """The time that the tasks took, added up."""
-        return sum([seconds for _, seconds in self.times])
+        times = self.times
+        return times[0][1] if len(times) == 1 else sum([seconds for _, seconds in times])
 
     def outcome(self, place: int) -> Outcome:
         """Unfold one task."""

@@ -71,6 +71,11 @@ class Retries:
         return len(self._waiting)
 
     @property
+    def are_possible(self) -> bool:
+        """Whether anything is ever tried again."""
+        return self._policy.is_active
+
+    @property
     def due(self) -> float:
         """When the next try is due; infinity if none is."""
         return self._waiting[0][0] if self._waiting else math.inf
@@ -78,7 +83,7 @@ class Retries:
     def keep(self, finished: Finished, now: float) -> Iterator[Finished]:
         """Keep the tasks that are to be tried again, and yield the others: they are final."""
         start = 0
-        for place in sorted(finished.errors) if self._policy.is_active else ():
+        for place in sorted(finished.errors):
             error = finished.errors[place]
             wait_s = self._policy.wait_s(error, len(finished.earlier) + 1, self._draw)
             if wait_s is None:

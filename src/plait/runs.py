@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 from plait import pools
 from plait.backends.contract import Setting
 from plait.choice import decide, is_coroutine, look_ahead
-from plait.chunks import MOST_TASKS, ChunkSizer
+from plait.chunks import MOST_TASKS, TOGETHER_S, ChunkSizer
 from plait.errors import RunTimeout, TaskError
 from plait.host import monotonic
 from plait.inputs import (
@@ -93,6 +93,7 @@ class Run:
         self._options = options
         self._backend = backend
         self._keeps = keeps
+        self._is_stored = is_stored or type(items) is range
         self._start = start
         self._kept: dict[int, Finished] = {}  # by first index; what was not handed out
         self._fed = 0
@@ -312,13 +313,15 @@ class Run:
 
     def _settle(self, batch: list[Finished]) -> list[Finished]:
         """Record what is final; all of it, before the reader may leave at the first."""
-        final: list[Finished] = []
         for finished in batch:
             self._setting.limits.time.learn(finished)
+        final = batch
+        if self._retries.are_possible and not self._is_stopped:
             now = monotonic()
-            final += [finished] if self._is_stopped else self._retries.keep(finished, now)
+            final = [part for finished in batch for part in self._retries.keep(finished, now)]
         for finished in final:
             self._note(finished)
+        self._stop_clock()
         return final
 
     def _patience(self) -> float | None:
@@ -343,24 +346,36 @@ class Run:
         while (retry := self._retries.take_due(monotonic())) is not None:
             self.report.retries += 1
             lane.submit(retry)
-        while self._feeds:
-            size = sizer.next(None if self._total is None else self._total - self._fed)
-            if lane.pending >= workers * (self._depth if size.brief else 1):
-                return True
-            started = monotonic()
-            first = self._fed
-            items = self._take(size.tasks, size.tasks * workers * self._depth, workers)
-            if not len(items):
-                return True
-            # A limit is for one task: so each has its own time, and nothing runs twice.
-            limits = self._setting.limits
-            together = size.together and not limits.are_set
-            # Between two chunks a worker's memory is looked at: so none may wait behind another.
-            brief = size.brief and limits.memory_bytes is None
-            lane.submit(Chunk(first, items, together, brief))
-            if monotonic() - started > READ_S:
-                return False
-        return True
+        chunks: list[Chunk] = []
+        began = started = monotonic()
+        try:
+            while self._feeds:
+                size = sizer.next(None if self._total is None else self._total - self._fed)
+                room = workers * (self._depth if size.brief else 1) - lane.pending
+                if len(chunks) >= room:
+                    return True
+                first = self._fed
+                items = self._take(size.tasks, size.tasks * workers * self._depth, workers)
+                if not len(items):
+                    return True
+                # A limit is for one task: so each has its own time, and nothing runs twice.
+                limits = self._setting.limits
+                together = size.together and not limits.are_set
+                # Between two chunks a worker's memory is looked at: so none waits behind another.
+                brief = size.brief and limits.memory_bytes is None
+                chunks.append(Chunk(first, items, together, brief))
+                now = monotonic()
+                # An item may be changed as the next one is read: so it is packed before.
+                if not self._is_stored or now - started > TOGETHER_S:
+                    started = now
+                    lane.submit(*chunks)
+                    chunks = []
+                    if now - began > READ_S:
+                        return False
+            return True
+        finally:
+            if chunks:
+                lane.submit(*chunks)
 
     def _take(self, count: int, in_flight: int, workers: int) -> Sequence[Any]:
         """Take items, at most ``count`` and as many as may be under way or wait unread."""
@@ -385,7 +400,6 @@ class Run:
             return
         self._kept[finished.first] = finished
         self.report.add(finished)
-        self._stop_clock()
         for place, error in finished.errors.items():
             if not isinstance(error, TaskError):  # which says it all by itself
                 _add_note(error, self._call, finished.outcome(place))

@@ -13,7 +13,16 @@ from typing import Any
 from plait.host import monotonic
 from plait.tasks import Call, Stretch, Times
 
-__all__ = ["CATCH_ALL", "FLUSH_S", "depth", "enter_worker", "invoke", "run_apart", "run_together"]
+__all__ = [
+    "CATCH_ALL",
+    "FLUSH_S",
+    "depth",
+    "enter_worker",
+    "invoke",
+    "run_apart",
+    "run_one",
+    "run_together",
+]
 
 # In a worker, whatever a task raises is that task's outcome: SystemExit and
 # KeyboardInterrupt too. The caller's own thread must stay interruptible, see serial.py.
@@ -43,6 +52,29 @@ def invoke(task: tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]) -> 
     return fn(*args, **kwargs)
 
 
+def run_one(
+    call: Call,
+    given: Any,
+    load: Callable[[Any], Any] | None = None,
+    dump: Callable[[Any], Any] | None = None,
+    catch: tuple[type[BaseException], ...] = CATCH_ALL,
+) -> tuple[Any, BaseException | None, Times]:
+    """Run a task: its value (None if it failed), its error, and its times.
+
+    ``load`` makes the item from its travelling form, ``dump`` that of the value; if one of
+    them raises, the task has failed.
+    """
+    started = monotonic()
+    try:
+        item = given if load is None else load(given)
+        value = call.fn(*item) if call.style == "star" else call.fn(item)
+        if dump is not None:
+            value = dump(value)
+    except catch as error:  # returned from here: kept in a variable it would be part of a cycle
+        return None, error, (started, monotonic() - started)
+    return value, None, (started, monotonic() - started)
+
+
 def run_apart(
     call: Call,
     items: Sequence[Any],
@@ -55,12 +87,8 @@ def run_apart(
 ) -> Iterator[Stretch]:
     """Run tasks one by one, each timed, and yield what is done so far now and then.
 
-    ``load`` makes the item from its travelling form, ``dump`` that of the value; if one of
-    them raises, the task has failed. ``begin`` hears the place of each task before it
-    starts; False stops.
+    ``begin`` hears the place of each task before it starts; False stops.
     """
-    fn = call.fn
-    is_star = call.style == "star"
     values: list[Any] = []
     errors: dict[int, BaseException] = {}
     times: list[Times] = []
@@ -69,21 +97,14 @@ def run_apart(
         if not begin(place):
             yield Stretch(values, errors, times)
             return
-        started = monotonic()
-        try:
-            item = given if load is None else load(given)
-            value = fn(*item) if is_star else fn(item)
-            if dump is not None:
-                value = dump(value)
-        except catch as error:
-            value = None
+        value, error, (started, seconds) = run_one(call, given, load, dump, catch)
+        if error is not None:
             errors[len(values)] = error
-        ended = monotonic()
-        item = None  # what is told of the tasks may say already that its memory is free
+            error = None  # who takes the errors may free them
         values.append(value)
-        times.append((started, ended - started))
+        times.append((started, seconds))
         is_last = place == len(items) - 1
-        if is_last or ended - unsent_since >= flush_s:
+        if is_last or started + seconds - unsent_since >= flush_s:
             yield Stretch(values, errors, times, is_last)
             values, errors, times = [], {}, []
             unsent_since = monotonic()

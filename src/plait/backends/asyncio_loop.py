@@ -147,12 +147,13 @@ class AsyncioLane:
         """How many chunks were submitted and have not finished."""
         return self.inbox.pending
 
-    def submit(self, chunk: Chunk) -> None:
-        """Hand a chunk to the loop."""
-        self._backend.check_usable()
-        self.inbox.count(1)
-        context = self._context.copy()  # the task of the chunk copies it in turn
-        self._loop.call_soon_threadsafe(self._backend.spawn, self, chunk, context=context)
+    def submit(self, *chunks: Chunk) -> None:
+        """Hand chunks to the loop."""
+        for chunk in chunks:
+            self._backend.check_usable()
+            self.inbox.count(1)
+            context = self._context.copy()  # the task of the chunk copies it in turn
+            self._loop.call_soon_threadsafe(self._backend.spawn, self, chunk, context=context)
 
     def settle(self, task: asyncio.Task[None]) -> None:
         """Forget the task of a chunk; if it was cancelled before it began, nothing comes of it."""

@@ -69,8 +69,8 @@ class Lane(Protocol):
         """How many chunks were submitted and have not finished."""
         ...
 
-    def submit(self, chunk: Chunk) -> None:
-        """Give a chunk to the workers. Raises PoolClosed after the backend was closed."""
+    def submit(self, *chunks: Chunk) -> None:
+        """Give chunks to the workers. Raises PoolClosed after the backend was closed."""
         ...
 
     def wait_outcomes(self, timeout: float | None = None) -> list[Finished]:

@@ -78,26 +78,39 @@ class Dispatcher:
         self._unfit: set[int] = set()  # the numbers of those that take none
         self._unbalanced: list[ProcessLane] = []  # to be looked at again
 
-    def take(self, job: Job) -> None:
-        """Send a chunk if a worker has room for it, or let it wait."""
-        worker = None if self.backlog else self.pick(job)
-        if worker is None:
-            self.backlog.append(job)
-        else:
-            self.assign(worker, job)
+    @property
+    def busy(self) -> int:
+        """How many workers have something to do."""
+        return len(self._crew.workers) - len(self._free)
+
+    def take(self, jobs: list[Job]) -> None:
+        """Send each chunk if a worker has room for it, or let it wait."""
+        news: dict[Worker, list[tuple[Any, ...]]] = {}
+        try:
+            for job in jobs:
+                worker = None if self.backlog else self.pick(job)
+                if worker is None:
+                    self.backlog.append(job)
+                else:
+                    news.setdefault(worker, []).extend(self._give(worker, job))
+        finally:  # no further worker could be started
+            for worker, messages in news.items():
+                self._crew.send(worker, *messages)
 
     def sort(self, worker: Worker) -> None:
         """Note whether a worker has room for a chunk; after each change of what that rests on."""
-        number = worker.number
-        self._free.pop(number, None)
-        self._roomy.pop(number, None)
+        number, jobs = worker.number, worker.jobs
+        if number in self._free:
+            del self._free[number]
+        elif number in self._roomy:
+            del self._roomy[number]
         if not worker.can_take:
             self._unfit.add(number)
             return
         self._unfit.discard(number)
-        if not worker.jobs:
+        if not jobs:
             self._free[number] = worker
-        elif len(worker.jobs) < QUEUE_DEPTH and worker.jobs[0].chunk.brief:
+        elif len(jobs) < QUEUE_DEPTH and jobs[0].chunk.brief:
             self._roomy[number] = worker
 
     def dispatch(self) -> None:
@@ -150,7 +163,8 @@ class Dispatcher:
         """
         avoided = job.chunk.earlier[-1].worker if job.chunk.earlier else None
         to_be_avoided = None
-        for worker in reversed(tuple(self._free.values())):  # whose memory is still in the caches
+        # The last one first: its memory is still in the caches.
+        for worker in reversed(tuple(self._free.values())) if self._free else ():
             if self._is_used_up(worker, job):
                 self._crew.let_go(worker)
             elif worker.name == avoided:
@@ -165,10 +179,11 @@ class Dispatcher:
         return self._pick_roomy(job) if job.chunk.brief else None
 
     def _pick_roomy(self, job: Job) -> Worker | None:
-        for worker in tuple(self._roomy.values()):
+        while self._roomy:
+            worker = next(iter(self._roomy.values()))
             if not self._is_used_up(worker, job):
                 return worker
-            self._crew.let_go(worker)
+            self._crew.let_go(worker)  # and it is not roomy any more
         return None
 
     def _is_used_up(self, worker: Worker, job: Job) -> bool:
@@ -196,21 +211,23 @@ class Dispatcher:
 
     def assign(self, worker: Worker, job: Job) -> None:
         """Send a chunk to a worker, and the function if it does not know that."""
-        lane = job.lane
+        self._crew.send(worker, *self._give(worker, job))
+
+    def _give(self, worker: Worker, job: Job) -> list[tuple[Any, ...]]:
+        """Note that a worker has a chunk, and return what it is to be sent."""
+        lane, chunk = job.lane, job.chunk
         news = [] if lane.key in worker.known else self._introduce(worker, lane)
-        worker.last_seq += 1
-        worker.tasks += len(job.chunk.items)
-        job.seq = worker.last_seq
+        worker.last_seq = job.seq = worker.last_seq + 1
+        worker.tasks += len(chunk.items)
         if not worker.jobs:
             worker.heard_at = monotonic()
         worker.jobs.append(job)
         self.sort(worker)
-        chunk = job.chunk
         released = worker.view.take_released() if worker.view.released else []
-        work = Work(job.seq, lane.key, chunk.first, chunk.together, job.items, released)
-        self._crew.send(worker, *news, work)
+        news.append(Work(job.seq, lane.key, chunk.first, chunk.together, job.items, released))
         if lane.limits.are_set:
             self._crew.judge_at(monotonic() + worker.first_look_s)
+        return news
 
     def _introduce(self, worker: Worker, lane: ProcessLane) -> list[tuple[Any, ...]]:
         """Return what a worker has to hear before it works for a lane."""

@@ -125,6 +125,7 @@ class Setup(NamedTuple):
     argv: list[str]
     environ: dict[str, str]
     workers: int  # that share the memory for results
+    is_crowd: bool  # there are more of them than CPUs
     initializer: Packed | None
 
 
@@ -220,7 +221,7 @@ def encode(message: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def decode(fields: tuple[Any, ...]) -> Any:
     """Return the message that arrived in that form."""
-    return KINDS[fields[0]](*fields[1:])
+    return tuple.__new__(KINDS[fields[0]], fields[1:])  # none is left out, so none is to be checked
 
 
 # --- The status page -------------------------------------------------------------------

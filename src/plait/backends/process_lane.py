@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from plait import wire
 from plait.backends.messages import Context
 from plait.backends.voices import put_out
+from plait.chunks import TOGETHER_S
 from plait.errors import (
     MemoryLimitExceeded,
     NotPicklable,
@@ -137,8 +138,8 @@ class Carrier(Protocol):
         """Raise the reason why no work can be taken, if there is one."""
         ...
 
-    def enqueue(self, job: Job) -> None:
-        """Take a chunk, and send it if a worker is free for it."""
+    def enqueue(self, jobs: list[Job]) -> None:
+        """Take chunks, and send those for which a worker has room."""
         ...
 
     def wait(
@@ -210,54 +211,72 @@ class ProcessLane:
         with self._counting:
             self.pending += chunks
 
-    def submit(self, chunk: Chunk) -> None:
-        """Pack a chunk and give it to the workers; items that cannot be packed fail here."""
+    def submit(self, *chunks: Chunk) -> None:
+        """Pack chunks and give them to the workers; items that cannot be packed fail here."""
         self._backend.check_usable()
         most = self._backend.most_tasks
-        if len(chunk.items) > most:  # than one worker may run
-            for start in range(0, len(chunk.items), most):
-                self.submit(chunk.part(start, start + most))
-            return
+        jobs: list[Job] = []
+        started = monotonic()
+        try:
+            for chunk in chunks:
+                if len(chunk.items) <= most:
+                    jobs += self._pack(chunk)
+                else:  # than one worker may run
+                    for start in range(0, len(chunk.items), most):
+                        jobs += self._pack(chunk.part(start, start + most))
+                if monotonic() - started > TOGETHER_S:
+                    jobs = self._enqueue(jobs)
+                    started = monotonic()
+        finally:  # what is packed lies in the store, and goes with the lane
+            self._enqueue(jobs)
+
+    def _enqueue(self, jobs: list[Job]) -> list[Job]:
+        """Give jobs to the workers; return those that are left, none."""
+        if jobs:
+            self.count(len(jobs))
+            try:
+                self._backend.enqueue(jobs)
+            except BaseException:  # if some were sent nevertheless, they go with the lane
+                self.count(-len(jobs))
+                raise
+        return []
+
+    def _pack(self, chunk: Chunk) -> list[Job]:
         placing = self._placing or Placing(self._store)
         try:
             if chunk.together:
                 try:
                     whole = wire.lay_down(wire.pack(chunk.items), placing)
                 except NotPicklable:
-                    self._submit_apart(chunk, placing)
-                else:
-                    self._send(chunk, whole, [whole])
-            else:
-                self._submit_apart(chunk, placing)
+                    return self._pack_apart(chunk, placing)
+                return [self._job(chunk, whole, [whole])]
+            return self._pack_apart(chunk, placing)
         finally:
             if placing is not self._placing:
                 placing.forget()
 
-    def _submit_apart(self, chunk: Chunk, placing: Placing) -> None:
-        """Submit the stretches of a chunk between the items that cannot be packed."""
+    def _pack_apart(self, chunk: Chunk, placing: Placing) -> list[Job]:
+        """Pack the stretches of a chunk between the items that cannot be packed."""
+        jobs: list[Job] = []
         sealed: list[Any] = []
         for place, item in enumerate(chunk.items):
             try:
                 sealed.append(wire.seal(item, "item", placing))
             except NotPicklable as error:
                 if sealed:
-                    self._send(chunk.part(place - len(sealed), place), sealed, sealed)
+                    jobs.append(self._job(chunk.part(place - len(sealed), place), sealed, sealed))
                     sealed = []
                 self.count(1)
                 self._failed.append(_failed(chunk, place, error, "main", 0, monotonic()))
         if len(sealed) == len(chunk.items):
-            self._send(chunk, sealed, sealed)
-        elif sealed:
-            self._send(chunk.part(len(chunk.items) - len(sealed)), sealed, sealed)
+            return [self._job(chunk, sealed, sealed)]
+        if sealed:
+            jobs.append(self._job(chunk.part(len(chunk.items) - len(sealed)), sealed, sealed))
+        return jobs
 
-    def _send(self, chunk: Chunk, items: Any, sealed: list[Any]) -> None:
+    def _job(self, chunk: Chunk, items: Any, sealed: list[Any]) -> Job:
         segments = [offset for one in sealed for offset, _ in wire.segments_in(one)]
-        self.count(1)
-        try:
-            self._backend.enqueue(Job(self, chunk, items, segments))
-        except BaseException:
-            self.count(-1)
-            raise
+        return Job(self, chunk, items, segments)
 
     def wait_outcomes(
         self, timeout: float | None = None, until: Callable[[], bool] | None = None

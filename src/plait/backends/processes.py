@@ -50,7 +50,7 @@ from plait.backends.voices import OutputReader, put_out, warning
 from plait.bare import signal
 from plait.blas import with_thread_limits
 from plait.errors import PlaitError, PoolClosed, WorkerStartError, death_text
-from plait.host import monotonic, oom_kills
+from plait.host import cpu_count, monotonic, oom_kills
 from plait.segments import SegmentStore, SegmentView
 from plait.shield import Shield
 from plait.wire_errors import load_error
@@ -94,12 +94,13 @@ class ProcessBackend:
         preload: tuple[str, ...] = (),
     ) -> None:
         self.max_workers = max_workers
+        self._cpus = cpu_count()
         self.most_tasks = max_tasks_per_child or sys.maxsize
         # These two first: they may raise, and then nothing is open.
         self._initializer = wire.pack(initializer, "initializer") if initializer else None
         self._launcher = open_launcher(start_method, preload)
         self.store = SegmentStore(new_file_fd("plait-items"), stores=1)
-        self._turns = Turns()
+        self._turns = Turns(self._cpus)
         self.lock = self._turns.lock  # guards everything below, and the launcher
         self.workers: dict[int, Worker] = {}
         self._holdings = Holdings(self.store)
@@ -147,11 +148,11 @@ class ProcessBackend:
                     self.let_go(worker)
         return lane
 
-    def enqueue(self, job: Job) -> None:
-        """Take a chunk, and send it if a worker is free for it."""
+    def enqueue(self, jobs: list[Job]) -> None:
+        """Take chunks, and send those for which a worker has room."""
         with self._shield(), self.lock:
             self.check_usable()
-            self._dispatcher.take(job)
+            self._dispatcher.take(jobs)
 
     def wait(
         self,
@@ -167,6 +168,7 @@ class ProcessBackend:
             return until is not None and until()
 
         with self._shield() as shield, self.lock:
+            self._turns.expected = self._dispatcher.busy
             self._turns.wait_until(is_done, lane.arrived, deadline)
             lane.is_woken = False
             arrived = list(lane.inbox)
@@ -323,13 +325,14 @@ class ProcessBackend:
         for reader in worker.outputs:
             handler = partial(self._hear_output, worker)
             self._turns.watch(reader, selectors.EVENT_READ, handler, is_first=True)
-        environ = with_thread_limits(os.environ, self.max_workers)
+        environ = with_thread_limits(os.environ, self.max_workers, self._cpus)
         setup = Setup(
             worker.name,
             context,
             sys.argv[:],
             environ,
             self.max_workers,
+            self.max_workers > self._cpus,
             self._initializer,
         )
         self.send(worker, setup)

@@ -68,11 +68,11 @@ class SerialLane:
         """How many chunks were submitted and have not finished."""
         return len(self._chunks) + (self._running is not None)
 
-    def submit(self, chunk: Chunk) -> None:
-        """Keep a chunk for later."""
+    def submit(self, *chunks: Chunk) -> None:
+        """Keep chunks for later."""
         if not self._backend.is_usable:
             raise PoolClosed("This pool is closed; open a new one.")
-        self._chunks.append(chunk)
+        self._chunks.extend(chunks)
 
     def wait_outcomes(self, timeout: float | None = None) -> list[Finished]:  # noqa: ARG002
         """Run the next tasks. A running task cannot be left, so ``timeout`` has no effect."""

@@ -214,14 +214,15 @@ class ThreadLane:
         """How many chunks were submitted and have not finished."""
         return self.inbox.pending
 
-    def submit(self, chunk: Chunk) -> None:
-        """Queue a chunk."""
-        self.inbox.count(1)
-        try:
-            self._backend.enqueue(self, chunk)
-        except BaseException:
-            self.inbox.count(-1)
-            raise
+    def submit(self, *chunks: Chunk) -> None:
+        """Queue chunks."""
+        for chunk in chunks:
+            self.inbox.count(1)
+            try:
+                self._backend.enqueue(self, chunk)
+            except BaseException:
+                self.inbox.count(-1)
+                raise
 
     # --- In the worker -----------------------------------------------------------------
 

@@ -17,9 +17,12 @@ from typing import Any, NamedTuple, Protocol
 
 from plait.bare import socketpair
 from plait.clocks import monotonic
-from plait.spin import Spin
+from plait.spin import Moderation, Spin
 
 __all__ = ["Turns"]
+
+# So many workers for each CPU are many: then results are let come together.
+MANY = 8
 
 Handler = Callable[[Any, int], object]
 
@@ -44,10 +47,14 @@ def _comes_later(ready: tuple[selectors.SelectorKey, int]) -> bool:
 class Turns:
     """A selector, the lock of what it serves, and whose turn it is to wait in it."""
 
-    def __init__(self) -> None:
+    def __init__(self, cpus: int = 1) -> None:
+        """Serve sockets whose other ends share so many CPUs with us."""
+        self._cpus = cpus
         self.lock = threading.Lock()  # guards everything here, and all that handlers touch
         self._selector = selectors.DefaultSelector()
+        self.expected = 0  # how many workers will send something
         self._spin = Spin()
+        self._moderation = Moderation()
         self._is_driven = False  # a thread is waiting in the selector
         # Conditions of the threads that wait for the driver, and how many wait for each.
         self._sleeping: Counter[threading.Condition] = Counter()
@@ -138,9 +145,8 @@ class Turns:
             timeout = left if timeout is None else min(timeout, left)
         self._is_driven = True
         self.lock.release()
-        select = self._selector.select
         try:
-            ready = self._spin.wait(lambda: select(0), lambda: select(timeout))
+            ready = self._select(timeout)
         finally:
             self.lock.acquire()
             self._is_driven = False
@@ -151,6 +157,18 @@ class Turns:
             key.data.handler(key.fileobj, mask)
         if self.due < math.inf and self.due <= monotonic():
             self.on_due()
+
+    def _select(self, timeout: float | None) -> list[tuple[selectors.SelectorKey, int]]:
+        select, expected = self._selector.select, self.expected
+        if expected <= self._cpus:
+            return self._spin.wait(lambda: select(0), lambda: select(timeout))
+        # There is no CPU to be kept from going to sleep.
+        if expected >= MANY * self._cpus:
+            self._moderation.pause()
+            ready = select(timeout)
+            self._moderation.learn(len(ready), expected)
+            return ready
+        return select(timeout)
 
     def close(self) -> None:
         """Close the files of its own."""
