@@ -113,7 +113,6 @@ def test_errors_of_plait_can_be_pickled_with_their_facts() -> None:
         plait.WorkerDied.of_task(VICTIM, -9, stopped_by=19),
         plait.TaskTimeout.of_task(VICTIM, 1.0, 1.5, "here"),
         plait.MemoryLimitExceeded.of_task(VICTIM, 10**9, 2 * 10**9),
-        plait.TaskCancelled.of_task(VICTIM),
         plait.RunTimeout(3.0, 10),
         plait.WorkerStartError("nothing works"),
         plait.PoolClosed("closed"),

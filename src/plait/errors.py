@@ -18,7 +18,6 @@ __all__ = [
     "RemoteError",
     "RemoteTraceback",
     "RunTimeout",
-    "TaskCancelled",
     "TaskError",
     "TaskTimeout",
     "UnknownOption",
@@ -233,16 +232,6 @@ class MemoryLimitExceeded(TaskError):
         )
         error.limit_bytes, error.rss_bytes = limit_bytes, rss_bytes
         return error
-
-
-class TaskCancelled(TaskError):
-    """A running task was cancelled, and its worker process ended."""
-
-    @classmethod
-    def of_task(cls, victim: Victim) -> TaskCancelled:
-        """Tell which one."""
-        text = f"{victim} was cancelled; {victim.worker} (pid {victim.pid}) was ended and replaced."
-        return cls._make(victim, text[0].upper() + text[1:])
 
 
 class RunTimeout(PlaitError, TimeoutError):

@@ -93,6 +93,18 @@ class Gates:
 
         return wait
 
+    def coroutine(self, name: Any) -> Callable[[], Any]:
+        """Return the same as a coroutine function, but it only ends if it is cancelled."""
+        begun = self._begun
+
+        async def wait() -> Any:
+            with begun.open("w") as file:
+                file.write("!")
+            await asyncio.Event().wait()
+            return name
+
+        return wait
+
     def await_begun(self, count: int = 1) -> None:
         """Block until so many more tasks have begun."""
         for _ in range(count):
@@ -531,6 +543,31 @@ def test_who_waits_for_a_running_task_is_told_when_it_is_cancelled(way: Way, gat
             for n in {0, 1, 2} - {number}:
                 gates.open(names[n])
                 assert waiters[n].value() == names[n]
+
+
+@only("asyncio", "server", "spawn")
+def test_a_task_that_was_ended_is_cancelled_also_if_its_end_is_heard_first(
+    way: Way, gates: Gates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = gates.coroutine if way.name == "asyncio" else gates.task
+    with opened(way, 1) as pool:
+        running, next_one = pool.submit(task(1)), pool.submit(task(2))
+        gates.await_begun()
+        lane = pool._desk._lane  # type: ignore[attr-defined]
+        cancel = lane.cancel
+
+        def cancel_and_be_slow(first: int) -> bool:
+            was_ended: bool = cancel(first)
+            gates.await_begun()  # the next one has its place: so everything was heard
+            return was_ended
+
+        monkeypatch.setattr(lane, "cancel", cancel_and_be_slow)
+        assert running.cancel()
+        assert running.cancelled()
+        with pytest.raises(CancelledError):
+            running.result(timeout=0)
+        monkeypatch.undo()
+        assert next_one.cancel()
 
 
 @only("threads", "server", "spawn")

@@ -141,6 +141,7 @@ class AsyncioLane:
         self.abandoned = 0
         self.inbox = Inbox()
         self.tasks: dict[asyncio.Task[None], Chunk] = {}
+        self._cancelled: set[int] = set()  # the first tasks of chunks, while they end
 
     @property
     def pending(self) -> int:
@@ -158,6 +159,7 @@ class AsyncioLane:
     def settle(self, task: asyncio.Task[None]) -> None:
         """Forget the task of a chunk; if it was cancelled before it began, nothing comes of it."""
         chunk = self.tasks.pop(task)
+        self._cancelled.discard(chunk.first)
         if task.cancelled() and self.inbox.claim():
             self.inbox.put(Finished.of(chunk, 0, Stretch([], {}, []), "", os.getpid()))
 
@@ -165,7 +167,7 @@ class AsyncioLane:
         """Await the tasks of a chunk one after the other, and deliver what finishes."""
         for place in range(len(chunk.items)):
             stretch = await self._run_task(chunk, place, worker)
-            if self.inbox.is_closed:
+            if self.inbox.is_closed or chunk.first in self._cancelled:
                 if isinstance(stretch.errors.get(0), asyncio.CancelledError):  # that was us
                     stretch = Stretch([], {}, [])
                 stretch = stretch._replace(is_last=True)
@@ -235,9 +237,14 @@ class AsyncioLane:
         """Cancel the task of the chunk that begins with a task."""
         for task, chunk in list(self.tasks.items()):
             if chunk.first == first:
-                self._loop.call_soon_threadsafe(task.cancel)
+                self._loop.call_soon_threadsafe(self._cancel_task, task)
                 return True
         return False
+
+    def _cancel_task(self, task: asyncio.Task[None]) -> None:
+        if task in self.tasks:
+            self._cancelled.add(self.tasks[task].first)
+            task.cancel()
 
     def close(self, *, patience_s: float | None = None) -> list[Finished]:
         """Cancel what runs, drop what does not, and wait until that is so."""

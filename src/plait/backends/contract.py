@@ -100,7 +100,10 @@ class Lane(Protocol):
         ...
 
     def cancel(self, first: int) -> bool:
-        """End the chunk that begins with task ``first``, running or not, if that is possible."""
+        """End the chunk that begins with task ``first``, running or not, if that is possible.
+
+        If so, one more ``Finished`` comes of it: with no values, or with those it still had.
+        """
         ...
 
     def close(self, *, patience_s: float | None = None) -> list[Finished]:

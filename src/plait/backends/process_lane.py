@@ -19,7 +19,6 @@ from plait.errors import (
     MemoryLimitExceeded,
     NotPicklable,
     PlaitError,
-    TaskCancelled,
     TaskTimeout,
     Victim,
     WorkerDied,
@@ -345,7 +344,7 @@ class ProcessLane:
             self.count(-1)
         if results.unread and not self.is_closed:
             self.submit(job.chunk.part(0))
-        elif results.values:
+        elif results.values or job.is_cancelled:
             return (Finished.of(job.chunk, done, _unpack_results(results, view), worker, pid),)
         return ()
 
@@ -355,8 +354,12 @@ class ProcessLane:
         self.count(-1)
         if self.is_closed:
             return
+        if job.is_cancelled:
+            nothing = Stretch([], {}, [])
+            yield Finished.of(job.chunk, job.done, nothing, death.worker, death.pid)
+            return
         if place is None:
-            if not job.is_cancelled and job.done < len(job.chunk.items):
+            if job.done < len(job.chunk.items):
                 self.submit(job.chunk.part(job.done))
             return
         error = self._error_of(death, place)
@@ -381,8 +384,6 @@ class ProcessLane:
             return TaskTimeout.of_task(victim, verdict.limit, verdict.seen, death.stack)
         if verdict and reason == "memory":
             return MemoryLimitExceeded.of_task(victim, int(verdict.limit), int(verdict.seen))
-        if reason == "cancelled":
-            return TaskCancelled.of_task(victim)
         return WorkerDied.of_task(
             victim,
             death.status,

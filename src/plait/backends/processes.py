@@ -202,6 +202,7 @@ class ProcessBackend:
         with self._shield(), self.lock:
             for job in self._dispatcher.backlog:
                 if job.lane is lane and job.chunk.first == first:
+                    job.is_cancelled = True
                     self._dispatcher.backlog.remove(job)
                     self._holdings.drop(job)
                     self._deliver(job, Report(job, 0, NOTHING_DONE, "", 0, SegmentView(-1)))
