@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import plait
+from plait import futures
 from plait.backends.turns import Turns
 from plait.clocks import monotonic
 from tests.conftest import Way
@@ -202,6 +203,31 @@ def test_who_waits_is_told_that_there_are_no_workers(process_way: Way) -> None:
         for waiter in waiters:
             with pytest.raises(plait.WorkerStartError, match="no licence"):
                 waiter.value()
+
+
+def test_the_keeper_is_not_woken_for_each_of_many_futures(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(futures, "TAKE_OVER_S", 10 * DEADLINE_S)
+    with opened(Way("server"), 1) as pool:
+        rests = []
+        for n in range(50):
+            assert pool.submit(pow, n, 2).result() == n * n
+            rests.append(pool._desk._keeper_rests)  # type: ignore[attr-defined]
+    assert not any(rests)
+
+
+def test_the_keeper_drives_at_once_if_somebody_wants_to_be_called_back(
+    monkeypatch: pytest.MonkeyPatch, gates: Gates
+) -> None:
+    monkeypatch.setattr(futures, "TAKE_OVER_S", 10 * DEADLINE_S)
+    with opened(Way("server"), 1) as pool:
+        assert pool.submit(pow, 2, 2).result() == 4  # the keeper is between two looks
+        future = pool.submit(gates.task(1))
+        called = threading.Event()
+        future.add_done_callback(lambda _: called.set())
+        gates.open(1)
+        assert called.wait(DEADLINE_S)
 
 
 # --- Random programs -----------------------------------------------------------------------------

@@ -26,11 +26,12 @@ class Shield:
     come after the block. A second Ctrl-C does not wait.
     """
 
+    is_hit = False
+    _handler: Any = None
+    _frame: FrameType | None = None
+
     def __init__(self, on_hit: Callable[[], object]) -> None:
         self._on_hit = on_hit
-        self._handler: Any = None
-        self._frame: FrameType | None = None
-        self.is_hit = False
 
     def __enter__(self) -> Self:
         if current_thread() is main_thread():

@@ -131,6 +131,8 @@ def unseal(sealed: Any, view: SegmentView | None = None) -> Any:
 def lay_down(packed: Packed, place: Place) -> Packed:
     """Have what is large in a Packed laid down, as far as there is room for it."""
     data, buffers, *bulk = packed
+    if not (buffers or bulk) and len(data) < SEGMENT_BYTES:  # as most are
+        return packed
     if len(data) >= SEGMENT_BYTES:
         data = place(pickle.PickleBuffer(data)) or data
     if buffers:
@@ -145,6 +147,8 @@ def segments_in(sealed: Any) -> list[Segment]:
     if type(sealed) is not tuple:
         return []
     data, buffers, *bulk = sealed
+    if not (buffers or bulk or type(data) is tuple):  # as in most
+        return []
     pieces = [data, *buffers]
     if bulk:
         pieces += [buffer for _, buffer in bulk[0]]
@@ -160,21 +164,22 @@ def _has_bulk(obj: object, depth: int = 3) -> bool:
     if kind in BULK:
         return len(obj) >= OUT_OF_BAND_BYTES  # type: ignore[arg-type]
     if depth and kind in CARRIERS:
-        for part in _likely_parts(obj):
-            if _has_bulk(part, depth - 1):
+        for part in _likely_parts(obj, kind):
+            # No call is made for most parts: this is on the way of every task.
+            if type(part) in HOLDERS and part and _has_bulk(part, depth - 1):
                 return True
     return False
 
 
-def _likely_parts(obj: Any) -> Iterable[Any]:
-    if isinstance(obj, types.FunctionType):
+def _likely_parts(obj: Any, kind: type) -> Iterable[Any]:
+    if kind is tuple or kind is list:
+        return obj if len(obj) <= MOST_PARTS else ()
+    if kind is dict:
+        return obj.values() if len(obj) <= MOST_PARTS else ()
+    if kind is types.FunctionType:
         if obj.__closure__ is None and obj.__defaults__ is None and obj.__module__ != "__main__":
             return ()
         return [*(obj.__defaults__ or ()), *(part for _, part in _function_parts(obj, ""))]
-    if isinstance(obj, tuple | list | dict):
-        if len(obj) > MOST_PARTS:
-            return ()
-        return obj.values() if isinstance(obj, dict) else obj
     return [part for _, part in _parts(obj, "")]
 
 
@@ -226,6 +231,7 @@ BULK_MAKERS: dict[str, Callable[[Any], Any]] = {
 BULK = frozenset({bytes, bytearray})
 MOST_PARTS = 16
 CARRIERS = frozenset({tuple, list, dict, partial, types.FunctionType, types.MethodType})
+HOLDERS = BULK | CARRIERS
 
 
 # --- Pickling ----------------------------------------------------------------------------

@@ -43,6 +43,17 @@ __all__ = ["Death", "Entry", "Job", "ProcessLane", "Report", "Uttered", "Verdict
 class Job:
     """A chunk on its way: whose it is, its travelling form, and how much of it is done."""
 
+    __slots__ = (
+        "chunk",
+        "done",
+        "is_cancelled",
+        "is_taken_back",
+        "items",
+        "lane",
+        "segments",
+        "seq",
+    )
+
     def __init__(self, lane: ProcessLane, chunk: Chunk, items: Any, segments: list[int]) -> None:
         self.lane = lane
         self.chunk = chunk
