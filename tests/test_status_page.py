@@ -5,10 +5,22 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from plait.backends.messages import BOX_BYTES, LAST_WORDS_AT, StatusPage, new_page_fd
+from plait.backends.child_main import _Worker
+from plait.backends.messages import (
+    BOX_BYTES,
+    LAST_WORDS_AT,
+    RUNNING,
+    StatusPage,
+    Work,
+    encode,
+    new_page_fd,
+)
+from plait.tasks import Call
 
 
 @pytest.fixture
@@ -67,9 +79,9 @@ def test_the_worker_looks_after_it_noted(ends: Ends) -> None:
             if key == 0 and not verdicts:
                 verdicts.append(parent.condemn(seen))
 
-    words, worker._words = worker._words, Words(worker._words)
+    words, worker.words = worker.words, Words(worker.words)
     assert not worker.begin(1, 1)
-    worker._words = words
+    worker.words = words
     assert verdicts == [False]  # no signal is sent, the worker leaves by itself
     assert parent.running() == (0, 0)
 
@@ -122,3 +134,47 @@ def test_last_words_are_read_without_plaits_own_frames(ends: Ends) -> None:
     assert parent.last_words() == (
         'Fatal error\n\nCurrent thread:\n  File "user.py", line 3 in task'
     )
+
+
+def test_a_task_alone_is_not_begun_if_it_is_taken_back_as_it_is_noted(ends: Ends) -> None:
+    """The short way through a worker looks after the note, too: or the task would run twice."""
+    parent, page, _ = ends
+    ran: list[int] = []
+
+    class Words:
+        """The worker's words; as a task is noted the parent no longer wants its chunk."""
+
+        def __getitem__(self, key: int) -> int:
+            return int(words[key])
+
+        def __setitem__(self, key: int, value: int) -> None:
+            words[key] = value
+            if key == RUNNING and value == 2 << 32:
+                parent.cancel(2)
+
+    words = page.words
+    page.words = Words()
+    sent: list[object] = []
+    worker: Any = SimpleNamespace(
+        _pid=os.getpid(),
+        _page=page,
+        _known={7: Call(ran.append, "one")},
+        _variables={},
+        _view=SimpleNamespace(released=()),
+        _sender=SimpleNamespace(send_small=sent.append),
+        _queue_clock=SimpleNamespace(read_since_last=lambda: 0.0),
+        _leave_if_copy=lambda: None,
+    )
+    try:
+        done = [
+            _Worker._work_alone(worker, _fields_of(seq, item)) for seq, item in ((1, 10), (2, 20))
+        ]
+        assert (done, ran, len(sent)) == ([True, False], [10], 1)
+        assert parent.running() == (1, 0)  # as if the second one had never been noted
+        assert not page.begin(2, 0)  # what the long way does next
+    finally:
+        page.words = words
+
+
+def _fields_of(seq: int, item: object) -> tuple[Any, ...]:
+    return encode(Work(seq, 7, seq, together=False, items=[item], released=[]))

@@ -84,6 +84,7 @@ class Sender:
 
     def __init__(self, sock: Socket) -> None:
         self._lock = threading.Lock()  # held while sending
+        self._sock = sock
         self._outbox = _Outbox(sock)
 
     def send(self, message: object) -> None:
@@ -93,6 +94,21 @@ class Sender:
             outbox.add(message)
             while outbox.pieces:
                 outbox.push()
+
+    def send_small(self, message: object) -> None:
+        """Do the same for a message without large parts, in fewer steps."""
+        data = pickle.dumps(message, PROTOCOL)
+        frame = HEADER.pack(0, len(data)) + data
+        pieces = self._outbox.pieces
+        with self._lock:
+            if not pieces:
+                sent = self._sock.send(frame)
+                if sent == len(frame):
+                    return
+                frame = frame[sent:]
+            pieces.append(frame)
+            while pieces:
+                self._outbox.push()
 
     def send_soon(self, message: object) -> None:
         """Send a message if that goes without waiting, else with the next one.

@@ -102,7 +102,7 @@ def thread_cpu_s(thread: threading.Thread) -> float:
     return 0.0
 
 
-READ_EVERY_S = 0.005
+READ_EVERY_S = 0.05
 
 
 class QueueClock:

@@ -14,9 +14,21 @@ from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from plait import blas, wire
-from plait.backends.child_voice import Voice, keep_last_words, mend_streams, take_streams
+from plait.backends.child_voice import (
+    Voice,
+    are_streams_well,
+    keep_last_words,
+    mend_streams,
+    take_streams,
+)
 from plait.backends.kinship import die_with_parent
 from plait.backends.messages import (
+    CANCEL_WORDS,
+    CANCELLED,
+    CONDEMNED,
+    NUMBERS,
+    RUNNING,
+    STARTED,
     TOGETHER,
     Forget,
     Learn,
@@ -43,6 +55,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from plait.segments import Segment
+
+WORK, RESULTS = NUMBERS[Work], NUMBERS[Results]
+ALONE = wire.PLAIN - wire.SIZED
+"""Types of values that can be sent as they are without a look at them."""
 
 # Results are sent at the end of a chunk, and in a longer one this often.
 SEND_S = 0.05
@@ -139,7 +155,12 @@ class _Worker:
         if not self._set_up(decode(self._receiver.wait())):
             return
         while True:
-            message = decode(self._receiver.wait())
+            fields = self._receiver.wait()
+            if fields[0] == WORK and self._work_alone(fields):
+                del fields
+                continue
+            message = decode(fields)
+            del fields
             if isinstance(message, Work):
                 self._work(message)
             elif isinstance(message, Learn):
@@ -237,6 +258,64 @@ class _Worker:
 
     def _unseal(self, sealed: Any) -> Any:
         return wire.unseal(sealed, self._view)
+
+    def _work_alone(self, fields: tuple[Any, ...]) -> bool:
+        """Do all that ``_work`` does for one task that is nothing special; False: do it there.
+
+        Its item is plain, and its function was loaded before. All in one function, and with no
+        message made into its class: where 128 workers share the caches of two CPUs nothing of
+        one is in them when its next task comes, and each function that is entered on the way
+        takes a microsecond or two (docs/design.md). The steps are those of StatusPage.begin,
+        run_one and _report, in their order.
+        """
+        _, seq, key, first, together, items, released = fields
+        call, words = self._known[key], self._page.words
+        if (
+            (together or released or len(items) != 1 or type(items[0]) is tuple)
+            or (type(call) is not Call or call.style == "star" or key in self._variables)
+            or self._view.released
+        ):
+            return False
+        self._leave_if_copy()
+        self._first = first
+        before = words[RUNNING]
+        self._page.clock[STARTED] = started = monotonic()
+        words[RUNNING] = seq << 32
+        # Both looks come after the note, as in StatusPage.begin, and for its reasons.
+        if words[CONDEMNED] == before + 1 or words[CANCELLED + seq % CANCEL_WORDS] == seq:
+            words[RUNNING] = before
+            return False
+        try:
+            value = copy_context().run(call.fn, items[0])
+        except BaseException as error:  # noqa: BLE001  see worker.CATCH_ALL
+            self._report_alone(seq, None, {0: error}, started)
+            return True
+        if type(value) not in ALONE:
+            self._report_alone(seq, value, {}, started)
+            return True
+        times = [(started, monotonic() - started)]
+        if os.getpid() != self._pid or words[CONDEMNED] == words[RUNNING] + 1:
+            self._leave_if_not_wanted()
+        queued_s = self._queue_clock.read_since_last()
+        results: tuple[Any, ...]
+        results = (RESULTS, seq, 0, [value], True, {}, times, True, queued_s, False, (), ())
+        self._sender.send_small(results)
+        if not are_streams_well():
+            mend_streams()
+        return True
+
+    def _report_alone(
+        self, seq: int, value: Any, errors: dict[int, BaseException], started: float
+    ) -> None:
+        """Report a task that failed, or whose value is to be sealed."""
+        try:
+            value = self._seal(value)
+        except BaseException as error:  # noqa: BLE001  it may run code of the user's
+            value, errors[0] = None, error
+        times = [(started, monotonic() - started)]
+        self._leave_if_not_wanted()
+        self._report(seq, Stretch([value], errors, times), is_plain=type(value) is not tuple)
+        mend_streams()
 
     def _work(self, work: Work) -> None:
         if work.released:

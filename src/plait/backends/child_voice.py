@@ -38,6 +38,16 @@ def take_streams(out_fd: int, err_fd: int) -> None:
 STREAMS = ((1, "stdout"), (2, "stderr"))
 
 
+def are_streams_well() -> bool:
+    """Whether there is nothing to mend; as a task leaves them, nearly always."""
+    out, err = sys.stdout, sys.stderr
+    return (
+        out is sys.__stdout__
+        and err is sys.__stderr__
+        and not (out is None or err is None or out.closed or err.closed)
+    )
+
+
 def mend_streams() -> None:
     """Make sys.stdout and sys.stderr anew if they are closed, as a task may have left them."""
     for number, name in STREAMS:

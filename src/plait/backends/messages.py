@@ -257,19 +257,19 @@ class StatusPage:
 
     def __init__(self, fd: int) -> None:
         """Map the page behind a file descriptor, which stays open; -1 is no page."""
-        self._words: Any = [0] * WORDS
-        self._started: Any = [0.0] * WORDS
+        self.words: Any = [0] * WORDS
+        self.clock: Any = [0.0] * WORDS  # the same words, as floats
         self._box = self._last_words = memoryview(b"")
         self.is_shared = fd >= 0
         self._closing = ExitStack()
         if self.is_shared:
             memory = memoryview(self._closing.enter_context(mmap.mmap(fd, PAGE_BYTES)))
             self._closing.callback(memory.release)
-            self._words = memory[: WORDS * 8].cast("Q")
-            self._started = memory[: WORDS * 8].cast("d")
+            self.words = memory[: WORDS * 8].cast("Q")
+            self.clock = memory[: WORDS * 8].cast("d")
             self._box = memory[WORDS * 8 : LAST_WORDS_AT]
             self._last_words = memory[LAST_WORDS_AT:]
-            for part in (self._words, self._started, self._box, self._last_words):
+            for part in (self.words, self.clock, self._box, self._last_words):
                 self._closing.callback(part.release)
 
     def close(self) -> None:
@@ -283,9 +283,9 @@ class StatusPage:
 
         Either the chunk is not wanted any more, or the worker is condemned.
         """
-        words = self._words
+        words = self.words
         before = words[RUNNING]
-        self._started[STARTED] = monotonic()  # first: a task may look younger, never older
+        self.clock[STARTED] = monotonic()  # first: a task may look younger, never older
         words[RUNNING] = seq << 32 | place
         # After the note, never before it. The other order condemns an innocent task:
         #   1. we look, and are not condemned; 2. the parent condemns us for the task before
@@ -297,60 +297,60 @@ class StatusPage:
 
     def pause_clock(self) -> None:
         """Let the time of the noted task not count for now."""
-        self._started[STARTED] = math.inf
+        self.clock[STARTED] = math.inf
 
     def restart_clock(self) -> None:
         """Let it count from now on."""
-        self._started[STARTED] = monotonic()
+        self.clock[STARTED] = monotonic()
 
     @property
     def is_condemned(self) -> bool:
         """Whether the worker is to end after the task that it noted last."""
-        return bool(self._words[CONDEMNED] == self._words[RUNNING] + 1)
+        return bool(self.words[CONDEMNED] == self.words[RUNNING] + 1)
 
     def keep(self, data: bytes) -> bool:
         """Keep what is not sent yet; False if there is no room for it."""
-        used = self._words[KEPT]
+        used = self.words[KEPT]
         start = used + SIZE.size
         if start + len(data) > len(self._box):
             return False
         self._box[used:start] = SIZE.pack(len(data))
         self._box[start : start + len(data)] = data
-        self._words[KEPT] = start + len(data)  # last: a half-written entry does not count
+        self.words[KEPT] = start + len(data)  # last: a half-written entry does not count
         return True
 
     def empty(self) -> None:
         """Forget what was kept: it has been sent."""
-        self._words[KEPT] = 0
+        self.words[KEPT] = 0
 
     # --- The parent's side -------------------------------------------------------------
 
     def running(self) -> tuple[int, int]:
         """Return (seq, place) of the task that the worker noted last; seq 0 is none."""
-        word = int(self._words[RUNNING])
+        word = int(self.words[RUNNING])
         return word >> 32, word & 0xFFFFFFFF
 
     @property
     def started(self) -> float:
         """When the worker began what it noted last; infinity while its function is loaded."""
-        return float(self._started[STARTED])
+        return float(self.clock[STARTED])
 
     def cancel(self, seq: int) -> None:
         """Tell the worker that a chunk is not wanted any more."""
-        self._words[CANCELLED + seq % CANCEL_WORDS] = seq
+        self.words[CANCELLED + seq % CANCEL_WORDS] = seq
 
     def condemn(self, running: tuple[int, int]) -> bool:
         """Have the worker end after this task; False if it has gone on to another already."""
         seq, place = running
         word = seq << 32 | place
-        self._words[CONDEMNED] = word + 1  # 0 is nobody, and 1 a worker that has run nothing yet
+        self.words[CONDEMNED] = word + 1  # 0 is nobody, and 1 a worker that has run nothing yet
         # If it is not so any more, the worker may have seen the word and leave, with no task
         # noted; or it did not, and goes on. Its end will tell.
-        return not self.is_shared or bool(self._words[RUNNING] == word)
+        return not self.is_shared or bool(self.words[RUNNING] == word)
 
     def kept(self) -> Iterator[bytes]:
         """Yield what a worker that died had kept."""
-        used, end = 0, self._words[KEPT]
+        used, end = 0, self.words[KEPT]
         while used < end:
             start = used + SIZE.size
             (size,) = SIZE.unpack(self._box[used:start])
