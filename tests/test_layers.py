@@ -15,6 +15,7 @@ import plait
 # A module may import what stands above it. To add a module, find its place here first.
 LAYERS = (
     "clocks",
+    "tables",
     "bare",
     "server_process",
     "spin",
