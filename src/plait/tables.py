@@ -14,12 +14,13 @@ UNITS = (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6), ("ns", 1e-9))
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """Return rows below a header: the first ``left`` columns and the last flush left, the others
-    flush right.
+    """Return rows below a header, the cells of a column flush right.
 
-    >>> print(text_table(("way", "seconds", "why"), [("serial", "1.5", ""), ("threads", "12", "x")]))
+    Those of the first ``left`` columns and of the last one are flush left.
+
+    >>> print(text_table(("way", "seconds", "why"), [("loop", "1.5", ""), ("threads", "12", "x")]))
     way      seconds  why
-    serial       1.5
+    loop         1.5
     threads       12  x
     """
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
@@ -53,7 +54,7 @@ def html_table(
 
 
 def escape(text: str) -> str:
-    """Return text as HTML. (The module html loads a table of all its named characters.)"""
+    """Return text as HTML; the module html, to do so, loads a table of all named characters."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
