@@ -22,6 +22,7 @@ LAYERS = (
     "errors",
     "tasks",
     "outcome",
+    "sentinel",
     "quick",
     "options",
     "preload",
@@ -37,7 +38,10 @@ LAYERS = (
     "channel",
     "wire_errors",
     "chunks",
+    "model",
     "plan",
+    "climb",
+    "pilot",
     "worker",
     "backends.contract",
     "backends.serial",
@@ -65,10 +69,15 @@ LAYERS = (
     "backends.processes",
     "backends",
     "pools",
+    "costs",
+    "effects",
     "choice",
+    "heartbeat",
+    "beside",
     "probe",
     "progress",
     "report",
+    "feed",
     "runs",
     "calls",
     "api",
@@ -94,10 +103,10 @@ SLOW = (
     "threadpoolctl",
     "typer",
 )
-LATE = (*SLOW, "importlib", "pkgutil", "signal", "traceback")
+LATE = (*SLOW, "importlib", "pkgutil", "resource", "signal", "traceback")
 # All that `import plait` loads, and a map that is over at once. They load the rest late.
-FRONT = ("clocks", "quick", "api", "")
-LIGHT = ("__future__", "gc", "itertools", "os", "time", "types")
+FRONT = ("clocks", "sentinel", "quick", "api", "")
+LIGHT = ("__future__", "_contextvars", "_queue", "gc", "itertools", "os", "time", "types")
 ROOT = Path(plait.__file__).parent
 
 

@@ -263,7 +263,7 @@ def test_ctrl_c_in_a_task_leaves_with_what_is_done(moment: str, place: int) -> N
 
 def test_ctrl_c_between_any_two_lines_of_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     set_moment("all", monkeypatch)
-    lines, start = inspect.getsourcelines(Start.run)
+    lines, start = inspect.getsourcelines(Start._run)
     loop = range(
         start + next(place for place, line in enumerate(lines) if line.strip() == "try:") + 1,
         start + next(place for place, line in enumerate(lines) if line.strip() == "else:"),
@@ -275,7 +275,7 @@ def test_ctrl_c_between_any_two_lines_of_the_loop(monkeypatch: pytest.MonkeyPatc
 
         def trace(frame: FrameType, event: str, _: object) -> Any:
             nonlocal steps
-            if frame.f_code is not Start.run.__code__:
+            if frame.f_code is not Start._run.__code__:
                 return None
             if event == "line" and frame.f_lineno in loop:
                 steps += 1
@@ -358,17 +358,19 @@ def waiting_for(*seconds: float) -> tuple[plait.Plan, list[plait.Outcome]]:
 
 
 @pytest.mark.parametrize("budget_s", [-1.0, 0.001])
-def test_one_slow_task_is_all_that_is_measured(
+def test_a_slow_task_and_one_more_are_all_that_is_measured(
     budget_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """One more, as the first one may have been slow because it was the first."""
     monkeypatch.setattr(quick, "BUDGET_S", budget_s)
-    plan, outcomes = waiting_for(0.03, 0.001, 0.001, 0.001)
+    plan, outcomes = waiting_for(0.03, 0.005, 0.005, 0.005)
     assert plan.backend == "threads"
     assert plan.sample is not None
-    assert plan.sample.tasks == 1
-    assert plan.sample.task_s >= 0.03
+    assert plan.sample.tasks == 2
+    assert 0.005 <= plan.sample.task_s < 0.03
+    assert plan.sample.first_s > 0.02
     assert plan.sample.cpu_share < 0.5
-    assert [outcome.worker == "main" for outcome in outcomes] == [True, False, False, False]
+    assert [outcome.worker == "main" for outcome in outcomes] == [True, True, False, False]
 
 
 def test_a_slow_task_later_is_measured_with_those_before_it(
@@ -437,14 +439,14 @@ def test_an_item_is_read_when_the_one_before_it_is_done(monkeypatch: pytest.Monk
             log.append(f"read {item}")
             yield item
 
-    assert Start((drawn(),)).run(lambda item: log.append(f"run {item}"), "one")
+    assert Start(lambda item: log.append(f"run {item}"), "one", (drawn(),)).run()
     assert log == ["read 0", "run 0", "read 1", "run 1", "read 2", "run 2"]
 
 
 def test_time_is_up_between_two_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     set_moment("some", monkeypatch)
-    start = Start((range(10),))
-    assert not start.run(abs, "one")
+    start = Start(abs, "one", (range(10),))
+    assert not start.run()
     assert start.total == 10
     assert start.items == start.values == [0, 1, 2]
     assert len(start.times) == 3
@@ -454,7 +456,7 @@ def test_time_is_up_between_two_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_last_task_may_be_late(monkeypatch: pytest.MonkeyPatch) -> None:
     set_moment("some", monkeypatch)
-    assert Start((range(DONE_IN_SOME),)).run(abs, "one")
+    assert Start(abs, "one", (range(DONE_IN_SOME),)).run()
 
 
 class Caller:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from plait.backends.asyncio_loop import AsyncioBackend
 from plait.calls import attach, check, listed, prepare, style_of
 from plait.choice import is_coroutine
+from plait.model import MOST_COROUTINES
 from plait.outcome import Call, Finished, Outcome
-from plait.plan import MOST_COROUTINES
 from plait.server_process import start_early
 
 if TYPE_CHECKING:

@@ -122,8 +122,8 @@ def run(fn: Callable[..., Any], /, *iterables: Iterable[Any], **options: Unpack[
 def _map(fn: Any, style: str, iterables: tuple[Iterable[Any], ...], options: Any) -> list[Any]:
     start = None
     if not options and suits(fn, iterables):
-        start = Start(iterables)
-        if start.run(fn, style):
+        start = Start(fn, style, iterables)
+        if start.run():
             return start.values
     _load(options)
     from plait.calls import collect_values

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
+from plait.beside import LongTask
 from plait.choice import is_coroutine
 from plait.errors import OptionError
 from plait.inputs import can_slice
@@ -22,9 +23,12 @@ if TYPE_CHECKING:
     from plait.backends.contract import Backend
 
 __all__ = [
+    "are_at_hand",
     "attach",
     "check",
     "collect_values",
+    "go_beside",
+    "go_on",
     "listed",
     "make_run",
     "prepare",
@@ -43,21 +47,41 @@ def collect_values(
 ) -> list[Any]:
     """Do what ``map`` and ``starmap`` promise, from a quick start on if there was one."""
     options = check(fn, given).with_order(ordered=True)
-    call = Call(fn, style)
     if start is None:
-        made = prepare(call, iterables, options, keeps=True)
+        made = prepare(Call(fn, style), iterables, options, keeps=True)
     else:
-        items = start.rest
-        if start.is_cut and len(iterables) == 1 and can_slice(iterables[0]):
-            items = cast("Any", iterables[0])[len(start.items) :]
-        is_stored = are_stored(iterables)
-        made = Run(call, items, start.total, options, keeps=True, start=start, is_stored=is_stored)
+        made = go_on(start, options) if start.beside is None else start.beside.run
     try:
         made.collect()
     except BaseException as error:  # Ctrl-C, too, carries what was finished
         attach(error, made)
         raise
     return listed(made, options)
+
+
+def go_on(start: Start, options: Options) -> Run:
+    """Make a Run of what a quick start has left; the task in which it may be counts as done."""
+    items: Any = start.raising_rest()
+    if start.fatal is None and len(start.iterables) == 1 and can_slice(start.iterables[0]):
+        items = start.iterables[0][len(start.items) :]
+    return Run(
+        Call(start.fn, start.style),
+        items,
+        start.total,
+        options,
+        keeps=True,
+        start=start,
+        is_stored=are_stored(start.iterables),
+        is_at_hand=are_at_hand(start.iterables),
+    )
+
+
+def go_beside(start: Start) -> None:
+    """Go on with a map whose first moment has no end, as its thread is in a long task."""
+    if not are_at_hand(start.iterables) or len(start.items) != len(start.values) + 1:
+        return
+    run = go_on(start, Options().with_order(ordered=True))
+    run.begin_beside(LongTask(start.before, start.thread, start.claim))
 
 
 def yield_values(
@@ -110,13 +134,26 @@ def prepare(
     total = total_of(iterables)
     is_one = len(iterables) == 1 and can_slice(iterables[0])
     items = iterables[0] if is_one else join(iterables)
-    is_stored = keeps and are_stored(iterables)
-    return Run(call, items, total, options, backend=backend, keeps=keeps, is_stored=is_stored)
+    return Run(
+        call,
+        items,
+        total,
+        options,
+        backend=backend,
+        keeps=keeps,
+        is_stored=keeps and are_stored(iterables),
+        is_at_hand=are_at_hand(iterables),
+    )
 
 
 def are_stored(iterables: tuple[Iterable[Any], ...]) -> bool:
     """Whether all items are there already: what makes them as it goes may use one object again."""
     return all(type(iterable) in (list, tuple) for iterable in iterables)
+
+
+def are_at_hand(iterables: tuple[Iterable[Any], ...]) -> bool:
+    """Whether any thread may read them: nothing of the user's runs, or waits, for the next item."""
+    return all(type(one) in (list, tuple) or can_slice(one) for one in iterables)
 
 
 def _nth(place: int) -> str:

@@ -3,54 +3,124 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from plait import pools, wire
+from plait import costs, pools, wire
+from plait.effects import shared_writes
 from plait.errors import NotPicklable
-from plait.host import cpu_count
-from plait.plan import Facts, Plan, Sample, choose, may_be_worth_processes
+from plait.host import cpu_count, memory_bytes, monotonic, rss_bytes
+from plait.model import Facts, Sample
+from plait.plan import Plan, choose, speaks_for_processes
 from plait.server_process import start_early
 from plait.worker import depth
 
 if TYPE_CHECKING:
     from plait.options import Options
+    from plait.outcome import Finished
 
-__all__ = ["decide", "is_coroutine", "look_ahead"]
+__all__ = ["Question", "decide", "is_coroutine", "look_ahead"]
+
+LOAD_SHARE = 1.5
+"""To unpickle takes about so many times as long as to pickle."""
+WEIGHED_TASKS = 1000
 
 
-def decide(
-    fn: Callable[..., Any],
-    options: Options,
-    sample: Sample | None = None,
-    *,
-    remaining: int | None = None,
-) -> Plan:
-    """Make the plan for what remains after a sample (``remaining`` tasks; None: unknown)."""
+class Question(NamedTuple):
+    """What is to be decided: for which function, and what was seen of its tasks.
+
+    ``remaining`` tasks are left (None: unknown), ``last`` are some of those that were run, in
+    ``spent_s`` seconds.
+    """
+
+    fn: Callable[..., Any]
+    options: Options
+    sample: Sample | None = None
+    remaining: int | None = None
+    last: Finished | None = None
+    spent_s: float = 0.0
+
+
+def decide(question: Question, *, in_full: bool = False) -> Plan:
+    """Make the plan for what remains after a sample.
+
+    What only processes need is found out if they come into question, or ``in_full`` for who
+    wants to read it.
+    """
+    options, sample = question.options, question.sample
+    facts = _facts(question)
+    plan = choose(options, facts)
+    if plan.facts is None or sample is None or not (in_full or plan.backend == "processes"):
+        return plan
+    return choose(options, _with_journey(facts, question, sample))
+
+
+def _facts(question: Question) -> Facts:
+    options, remaining = question.options, question.remaining
     is_settled = options.backend != "auto" and options.max_workers is not None
-    needs_cpus = remaining != 0 and not is_settled
-    has_choice = sample is not None and remaining != 0
-    return choose(
-        options,
-        Facts(
-            cpus=cpu_count() if needs_cpus else 1,  # a short run is not to wait for files
-            is_coroutine=is_coroutine(fn),
-            is_nested=depth() > 0,
-            sample=sample,
-            remaining=remaining,
-            unpicklable=_why_unpicklable(fn) if has_choice else None,
-            is_warm=pools.is_warm("processes"),
-        ),
+    has_choice = question.sample is not None and remaining != 0 and options.backend == "auto"
+    return Facts(
+        # A short run is not to wait for files.
+        cpus=cpu_count() if remaining != 0 and not is_settled else 1,
+        is_coroutine=is_coroutine(question.fn),
+        is_nested=depth() > 0,
+        sample=question.sample,
+        remaining=remaining,
+        is_warm=pools.is_warm("processes"),
+        free_bytes=max(0, memory_bytes() - rss_bytes()) if has_choice else math.inf,
+        costs=costs.known() if has_choice else costs.DEFAULT,
+        most_workers=options.max_workers,
+        spent_s=question.spent_s,
     )
+
+
+def _with_journey(facts: Facts, question: Question, sample: Sample) -> Facts:
+    """Add what the function, an item and its result are to pickle."""
+    unpicklable = None
+    nbytes = carry_s = 0.0
+    try:
+        wire.pack(question.fn, "function")
+        if question.last is not None:
+            nbytes, carry_s = _weigh_tasks(question.last)
+    except NotPicklable as error:
+        unpicklable = str(error)
+    sample = sample._replace(nbytes=nbytes, carry_s=carry_s)
+    writes = shared_writes(question.fn)
+    return facts._replace(sample=sample, unpicklable=unpicklable, writes=writes)
+
+
+def _weigh_tasks(last: Finished) -> tuple[float, float]:
+    """Return bytes and seconds of an item and its result: of the last task, or of tiny ones all.
+
+    Raises NotPicklable.
+    """
+    if len(last.times) == len(last.values):
+        return _weigh(last.items[-1], last.values[-1], 1)
+    count = min(len(last.values), WEIGHED_TASKS)
+    return _weigh(last.items[:count], last.values[:count], count)
+
+
+def _weigh(items: Any, values: Any, count: int) -> tuple[float, float]:
+    nbytes = 0
+    started = monotonic()
+    for what, obj in (("item", items), ("result", values)):
+        nbytes += wire.weigh(obj, what)
+    return nbytes / count, (monotonic() - started) * (1 + LOAD_SHARE) / count
 
 
 def look_ahead(options: Options, sample: Sample | None, remaining: int | None) -> None:
     """Have the server start already if the sample, as far as it has come, speaks for processes."""
-    if sample is None or not may_be_worth_processes(sample, remaining):
+    if sample is None or depth():
         return
-    facts = Facts(cpu_count(), is_nested=depth() > 0, sample=sample, remaining=remaining)
-    if choose(options, facts).backend == "processes":
+    facts = Facts(
+        cpu_count(),
+        remaining=remaining,
+        is_warm=pools.is_warm("processes"),
+        most_workers=options.max_workers,
+    )
+    if speaks_for_processes(sample, facts):
         start_early()
 
 
@@ -60,11 +130,3 @@ def is_coroutine(fn: Callable[..., Any]) -> bool:
         fn = fn.func
     # What calling an object does is said by its class (and calling a class, by the class of it).
     return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(type(fn).__call__)
-
-
-def _why_unpicklable(fn: Callable[..., Any]) -> str | None:
-    try:
-        wire.pack(fn, "function")
-    except NotPicklable as error:
-        return str(error)
-    return None

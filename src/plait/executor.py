@@ -23,9 +23,10 @@ from plait.errors import OptionError
 from plait.futures import CallDesk, Desk, LaneDesk, PlaitFuture, closed_error
 from plait.host import cpu_count, monotonic
 from plait.limits import Limits
+from plait.model import Facts
 from plait.options import Options
 from plait.outcome import Call
-from plait.plan import Facts, choose
+from plait.plan import choose
 from plait.preload import check_preload
 from plait.server_process import start_early
 

@@ -24,7 +24,10 @@ __all__ = [
     "memory_bytes",
     "monotonic",
     "oom_kills",
+    "peak_rss_bytes",
     "process_groups",
+    "queued_s",
+    "rss_bytes",
     "thread_cpu_s",
     "worker_mark",
 ]
@@ -100,6 +103,19 @@ def thread_cpu_s(thread: threading.Thread) -> float:
     with suppress(OSError):  # it has just ended
         return time.clock_gettime(time.pthread_getcpuclockid(thread.ident))
     return 0.0
+
+
+def queued_s() -> float:
+    """Return how long all threads of this process have ever waited for a free CPU, added up.
+
+    In seconds; 0 where the system does not tell (anywhere but on Linux).
+    """
+    total = 0
+    with suppress(OSError):
+        for thread in os.listdir("/proc/self/task"):  # noqa: PTH208  pathlib is slow to import
+            with suppress(OSError, ValueError, IndexError):
+                total += int(_read(f"/proc/self/task/{thread}/schedstat").split()[1])
+    return total / 1e9
 
 
 READ_EVERY_S = 0.05
@@ -199,6 +215,23 @@ def _family_rss_bytes_anywhere(pid: int) -> int:
             with suppress(psutil.Error):
                 rss_bytes += member.memory_info().rss
     return rss_bytes
+
+
+def rss_bytes() -> int:
+    """Return the resident memory of this process; 0 where the system does not tell (not Linux)."""
+    with suppress(OSError, ValueError, IndexError):
+        return int(_read("/proc/self/statm").split()[1]) * _PAGE_BYTES
+    return 0
+
+
+def peak_rss_bytes() -> int:
+    """Return the most resident memory that this process ever had; 0 where that is not known."""
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def oom_kills() -> int | None:

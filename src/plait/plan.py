@@ -1,57 +1,36 @@
 """Which backend, how many workers, and why. Pure: facts in, a Plan out.
 
-This is the first rule, by measured CPU share: coroutine functions go to asyncio, work
-that waits to threads, work that computes to processes, and what is over sooner than
-workers are started stays in the loop. ``choose`` is the seam: a model that predicts
-every way's time can take its place, with the same facts.
+Where the choice is ours the way that model.py predicts to be the fastest is taken; one that is
+simpler and hardly slower is preferred. What forbids a way is said beside it, not found later.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
+
+from plait.model import WAITS_BELOW, Choice, Facts, Sample, default_workers, predict
+from plait.tables import duration_text, html_table, text_table
 
 if TYPE_CHECKING:
     from plait.options import Options
 
-__all__ = ["Facts", "Plan", "Sample", "choose", "may_be_worth_processes"]
+__all__ = ["Plan", "choose", "speaks_for_processes"]
 
-WAITS_BELOW = 0.5
-"""A task that is on a CPU for less than this share of its time is waiting for something."""
-START_S = {"threads": 0.001, "processes": 0.1}
-"""What the workers of a backend cost before their first result, cold."""
-MOST_THREADS = 32
-MOST_COROUTINES = 100
+BETTER = 0.9
+"""A way that is less simple has to be predicted to take less than this share of the time."""
+LEAST_GAIN_S = 0.000_5
+SIMPLEST_FIRST = ("serial", "threads", "processes")
+HOLDS = 0.5
+MOST_TASKS = 10**9  # with which it is tried what would change a choice
 
-
-class Sample(NamedTuple):
-    """What the first tasks told, run in place.
-
-    ``tasks`` of them took ``task_s`` seconds each (mean), of which the thread was on a
-    CPU for the share ``cpu_share`` (of the time that it did not wait for a free CPU).
-    """
-
-    tasks: int
-    task_s: float
-    cpu_share: float
-
-
-class Facts(NamedTuple):
-    """All that a choice depends on, besides the options."""
-
-    cpus: int
-    is_coroutine: bool = False
-    is_nested: bool = False  # we are in a worker process already
-    sample: Sample | None = None
-    remaining: int | None = None  # tasks after the sample; None: unknown
-    unpicklable: str | None = None  # why the function cannot go to a process
-    is_warm: bool = False  # a pool of processes stands ready
+HEADER = ("", "way", "workers", "seconds", "between", "why not")
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What we will do, and why.
+    """What we will do, and why. ``print(plan)`` shows a table of all ways.
 
     Attributes:
         backend: the kind of worker.
@@ -61,6 +40,8 @@ class Plan:
         sample: what was measured before choosing, if anything was.
         depth: 1 inside a task that runs in a worker process, where no further processes are
             started; 0 elsewhere.
+        choices: the ways there were, each a Choice with its predicted seconds.
+        facts: what the predictions rest on.
     """
 
     backend: str
@@ -69,27 +50,110 @@ class Plan:
     reason: str
     sample: Sample | None = None
     depth: int = 0
+    choices: tuple[Choice, ...] = ()
+    facts: Facts | None = None
 
-    def __str__(self) -> str:
+    @property
+    def chosen(self) -> Choice | None:
+        """The way that was taken, with its prediction, if something was predicted."""
+        return next((one for one in self.choices if one.backend == self.backend), None)
+
+    @property
+    def predicted_s(self) -> float | None:
+        """The seconds that the whole call was predicted to take, sample included.
+
+        None if nothing was predicted: a backend was asked for, or how long the input is was
+        not known.
+        """
+        chosen, facts = self.chosen, self.facts
+        if chosen is None or facts is None or facts.remaining is None:
+            return None
+        return facts.spent_s + chosen.seconds if chosen.seconds < math.inf else None
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the function does that comes out otherwise on other workers."""
+        if self.facts is None or self.backend not in ("processes", "auto"):
+            return ()
+        return tuple(f"{text}; processes do not share that." for text in self.facts.writes)
+
+    @property
+    def headline(self) -> str:
+        """The choice and its reason in one line."""
         workers = "" if self.backend == "serial" else f" x {self.max_workers}"
         inside = " (inside a worker)" if self.depth else ""
         return f"{self.backend}{workers}{inside}: {self.reason}"
+
+    @property
+    def hint(self) -> str:
+        """What would change the choice, in a sentence; empty if nothing was chosen."""
+        return "" if self.facts is None else _what_would_change(self.facts, self.backend)
+
+    def __str__(self) -> str:
+        if not self.choices:
+            return self.headline
+        notes = (self.hint, *(f"Careful: {text}" for text in self.warnings))
+        return "\n".join(
+            [self.headline, text_table(HEADER, self._rows(), left=2), *filter(None, notes)]
+        )
+
+    def _repr_html_(self) -> str:
+        if not self.choices:
+            return html_table(("plan",), [(self.headline,)])
+        place = next((n for n, one in enumerate(self.choices) if one.backend == self.backend), None)
+        table = html_table(HEADER[1:], [row[1:] for row in self._rows()], self.headline, place)
+        notes = "".join(f"<p>{text}</p>" for text in (self.hint, *self.warnings) if text)
+        return table + notes
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        return [_row(one, is_chosen=one.backend == self.backend) for one in self.choices]
+
+
+def _row(one: Choice, *, is_chosen: bool) -> tuple[str, ...]:
+    if one.why_not:
+        return "", one.backend, "", "", "", one.why_not
+    is_known = one.seconds < math.inf
+    seconds = duration_text(one.seconds) if is_known else ""
+    between = f"{duration_text(one.low)} - {duration_text(one.high)}" if is_known else ""
+    return ">" if is_chosen else "", one.backend, str(one.max_workers), seconds, between, ""
+
+
+# --- The choice ------------------------------------------------------------------------
 
 
 def choose(options: Options, facts: Facts) -> Plan:
     """Choose a backend and the number of workers.
 
     >>> from plait.options import Options
-    >>> print(choose(Options(), Facts(4, sample=Sample(2, 0.01, 0.02), remaining=998)))
-    threads x 32: it waits 98% of its time (10 ms a task).
+    >>> sample = Sample(2, 0.01, 0.02)
+    >>> print(choose(Options(), Facts(4, sample=sample, remaining=998)).headline)
+    threads x 32: it waits 98% of its time (10 ms a task), and 32 of them wait at once.
     """
-    backend, reason = _choose_backend(options, facts)
-    workers = 1 if backend == "serial" else options.max_workers or _workers(backend, facts)
-    depth = int(facts.is_nested)
-    return Plan(backend, workers, options.chunksize, reason, facts.sample, depth)
+    facts = facts._replace(most_workers=options.max_workers)
+    settled = _settle(options, facts)
+    if settled is not None:
+        backend, reason = settled
+        workers = 1 if backend == "serial" else default_workers(backend, facts)
+        choices: tuple[Choice, ...] = ()
+    else:
+        choices = tuple(predict(backend, facts) for backend in SIMPLEST_FIRST)
+        chosen = _pick(choices)
+        backend, workers = chosen.backend, chosen.max_workers
+        reason = _reason(facts, chosen, choices)
+    return Plan(
+        backend,
+        workers,
+        options.chunksize,
+        reason,
+        facts.sample,
+        int(facts.is_nested),
+        choices,
+        facts if choices else None,
+    )
 
 
-def _choose_backend(options: Options, facts: Facts) -> tuple[str, str]:
+def _settle(options: Options, facts: Facts) -> tuple[str, str] | None:
+    """Return the backend and the reason where there is nothing to be predicted."""
     if options.backend == "processes" and facts.is_nested:
         return "serial", "this is inside a worker process already, whose CPUs are in use."
     if options.backend != "auto":
@@ -102,60 +166,113 @@ def _choose_backend(options: Options, facts: Facts) -> tuple[str, str]:
         return "processes", "a memory limit was asked for, and only processes can be ended."
     if facts.sample is None:
         return "serial", "there is nothing to do."
-    return _choose_by_sample(facts, facts.sample, options.max_workers)
-
-
-def _choose_by_sample(facts: Facts, sample: Sample, max_workers: int | None) -> tuple[str, str]:
     if facts.remaining == 0:
-        return "serial", f"it was done before workers could have started ({_task_text(sample)})."
-    left_s = math.inf if facts.remaining is None else facts.remaining * sample.task_s
+        task = _task_text(facts.sample)
+        return "serial", f"it was done before workers could have started ({task})."
+    return None
+
+
+def _pick(choices: tuple[Choice, ...]) -> Choice:
+    """Take the fastest; one that comes later has to be clearly faster, as it is less simple."""
+    best = choices[0]
+    for one in choices[1:]:
+        if one.seconds < min(BETTER * best.seconds, best.seconds - LEAST_GAIN_S):
+            best = one
+    return best
+
+
+def speaks_for_processes(sample: Sample, facts: Facts) -> bool:
+    """Whether ``choose`` will probably say "processes" once it has all of the facts."""
+    facts = facts._replace(sample=sample)
+    return _pick(tuple(predict(one, facts) for one in SIMPLEST_FIRST)).backend == "processes"
+
+
+# --- What is said about it --------------------------------------------------------------
+
+
+def _reason(facts: Facts, chosen: Choice, choices: tuple[Choice, ...]) -> str:
+    sample = facts.sample
+    assert sample is not None
+    if chosen.backend == "threads":
+        return _reason_for_threads(sample, chosen.max_workers)
+    if chosen.backend == "processes":
+        if sample.cpu_share < WAITS_BELOW:
+            waits = f"{_waits(sample)}, and what it computes needs the GIL"
+            return f"{waits}: {chosen.max_workers} processes do both at once."
+        return f"{_computes(sample)}, {_holds(sample)}: one process for each CPU."
+    return _reason_for_the_loop(facts, sample, choices)
+
+
+def _reason_for_threads(sample: Sample, workers: int) -> str:
     if sample.cpu_share < WAITS_BELOW:
-        if left_s > START_S["threads"]:
-            share = f"it waits {1 - sample.cpu_share:.0%} of its time"
-            return "threads", f"{share} ({_task_text(sample)})."
-        return "serial", f"what remains is short ({_task_text(sample)})."
-    return _choose_for_cpu(facts, sample, left_s, max_workers)
+        return f"{_waits(sample)}, and {workers} of them wait at once."
+    return f"{_computes(sample)}, {_holds(sample)}: threads work at once and copy nothing."
 
 
-def may_be_worth_processes(sample: Sample, remaining: int | None) -> bool:
-    """Whether ``choose`` may say "processes" for what remains; looks at no other facts."""
-    left_s = math.inf if remaining is None else remaining * sample.task_s
-    return sample.cpu_share >= WAITS_BELOW and left_s >= START_S["processes"]
+def _reason_for_the_loop(facts: Facts, sample: Sample, choices: tuple[Choice, ...]) -> str:
+    what = _waits(sample) if sample.cpu_share < WAITS_BELOW else _computes(sample)
+    processes = next(one for one in choices if one.backend == "processes")
+    if facts.expected <= 1:
+        return f"{what}, and there is one task left."
+    if facts.cpus == 1 and sample.cpu_share < WAITS_BELOW:
+        return f"{what}, and there is one CPU for it."
+    if sample.own_cpus > max(1.3, 0.6 * facts.cpus):
+        return f"it uses {sample.own_cpus:.1f} CPUs by itself ({_task_text(sample)})."
+    if processes.why_not:
+        return f"{what}, {_holds(sample)}, and processes are ruled out: {processes.why_not}"
+    if processes.carry_s > sample.task_s / 4:
+        journey = duration_text(processes.carry_s)
+        return f"{what}, and to send it to a process and back takes {journey} more."
+    if facts.most_workers == 1:
+        return f"{what}, and one worker was asked for."
+    return f"{what}; what remains is over before workers would help."
 
 
-def _choose_for_cpu(
-    facts: Facts, sample: Sample, left_s: float, max_workers: int | None
-) -> tuple[str, str]:
-    computes = f"it computes {sample.cpu_share:.0%} of its time ({_task_text(sample)})"
-    if facts.is_nested:
-        return "serial", f"{computes}, and this is inside a worker process already."
-    workers = min(max_workers or facts.cpus, facts.cpus, facts.remaining or facts.cpus)
-    if workers == 1:
-        return "serial", f"{computes}, and there is one CPU or one task for it."
-    if facts.unpicklable is not None:
-        return "serial", f"{computes}, and it cannot go to processes: {facts.unpicklable}"
-    saved_s = left_s * (1 - 1 / workers)
-    start_s = START_S["processes"] / (10 if facts.is_warm else 1)
-    if saved_s < start_s:
-        return "serial", f"{computes}; what remains is over before processes would help."
-    return "processes", f"{computes}."
+def _waits(sample: Sample) -> str:
+    return f"it waits {1 - sample.cpu_share:.0%} of its time ({_task_text(sample)})"
 
 
-def _workers(backend: str, facts: Facts) -> int:
-    if backend == "processes":
-        return facts.cpus
-    if backend == "asyncio":
-        return MOST_COROUTINES
-    if facts.sample is None:
-        return min(MOST_THREADS, facts.cpus + 4)
-    # Little's law: so many that, while the others wait, every CPU has one to run. A power
-    # of two, so that the next map, measured a little differently, finds the same pool.
-    needed = facts.cpus / max(facts.sample.cpu_share, 1 / MOST_THREADS)
-    return min(MOST_THREADS, 1 << math.ceil(math.log2(max(needed, 2))))
+def _computes(sample: Sample) -> str:
+    return f"it computes {sample.cpu_share:.0%} of its time ({_task_text(sample)})"
+
+
+def _holds(sample: Sample) -> str:
+    if sample.gil_share is None:
+        return "in Python as far as is known"
+    if sample.held_share >= HOLDS:
+        return f"holding the GIL for {sample.held_share:.0%} of it"
+    return f"holding the GIL for {sample.held_share:.0%} of it only"
 
 
 def _task_text(sample: Sample) -> str:
-    for unit, size in (("s", 1.0), ("ms", 1e-3)):
-        if sample.task_s >= size:
-            return f"{sample.task_s / size:.3g} {unit} a task"
-    return f"{sample.task_s * 1e6:.3g} µs a task"
+    return f"{duration_text(sample.task_s)} a task"
+
+
+def _what_would_change(facts: Facts, backend: str) -> str:
+    """Look for the number of tasks at which another way is taken."""
+
+    def choice_for(count: int) -> Choice:
+        fewer = facts._replace(remaining=count)
+        return _pick(tuple(predict(one, fewer) for one in SIMPLEST_FIRST))
+
+    low, high = 1, facts.expected
+    if backend == "serial":
+        low, high = facts.expected, MOST_TASKS
+    if choice_for(low).backend == choice_for(high).backend:
+        return "Another number of tasks would not change that."
+    while high - low > max(1, low // 50):
+        middle = (low + high) // 2
+        if choice_for(middle).backend == backend:
+            low, high = (middle, high) if backend == "serial" else (low, middle)
+        else:
+            low, high = (low, middle) if backend == "serial" else (middle, high)
+    if backend == "serial":
+        other = choice_for(high)
+        return f"From about {_round(high):,} tasks on: {other.backend} x {other.max_workers}."
+    return f"Below about {_round(high):,} tasks: {choice_for(low).backend}."
+
+
+def _round(count: int) -> int:
+    """Round to two digits: it is a prediction."""
+    size: int = 10 ** max(0, len(str(count)) - 2)
+    return round(count / size) * size

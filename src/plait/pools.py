@@ -49,12 +49,12 @@ class _Pools:
         self.warm: list[_Warm] = []
         self.janitor: threading.Thread | None = None
 
-    def lease(self, plan: Plan, options: Options) -> Backend:
+    def lease(self, plan: Plan, options: Options, max_workers: int) -> Backend:
         if plan.backend == "serial" or options.initializer is not None:  # for one call only
-            return open_backend(plan.backend, plan.max_workers, options)
+            return open_backend(plan.backend, max_workers, options)
         key = (
             plan.backend,
-            plan.max_workers,
+            max_workers,
             options.start_method,
             options.max_tasks_per_child,
         )
@@ -62,7 +62,7 @@ class _Pools:
             preload = set(options.preload)
             warm = next((warm for warm in self.warm if self._fits(warm, key, preload)), None)
             if warm is None:
-                backend = open_backend(plan.backend, plan.max_workers, options)
+                backend = open_backend(plan.backend, max_workers, options)
                 warm = _Warm(key, preload, backend)
                 self.warm.append(warm)
                 self._wake_janitor()
@@ -139,9 +139,9 @@ if hasattr(os, "register_at_fork"):
 
 
 @contextmanager
-def leased(plan: Plan, options: Options) -> Iterator[Backend]:
-    """Give a pool for a plan, a warm one if there is one."""
-    backend = _pools.lease(plan, options)
+def leased(plan: Plan, options: Options, max_workers: int) -> Iterator[Backend]:
+    """Give a pool for a plan with room for so many workers, a warm one if there is one."""
+    backend = _pools.lease(plan, options, max_workers)
     is_sound = False
     try:
         yield backend

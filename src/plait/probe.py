@@ -1,32 +1,52 @@
 """Measure the first tasks: run them here, where they are, and look at the clocks.
 
 Their results count, nothing is run twice. It stops after BUDGET_S, so that a short run
-is over before anything is chosen and a long one loses next to nothing.
+is over before anything is chosen and a long one loses next to nothing; a long one whose first
+tasks leave doubt is measured a little longer. Where there is enough to do to make a difference,
+a heartbeat (heartbeat.py) tells how much of the time the GIL is held.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Callable, Sequence
 from contextvars import copy_context
 from queue import Empty, SimpleQueue
-from typing import Any
+from time import process_time
+from typing import TYPE_CHECKING, Any
 
 from plait.chunks import TINY_S
 from plait.clocks import ThreadClock, monotonic, read_thread_clock
-from plait.host import thread_cpu_s
+from plait.heartbeat import Heartbeat
+from plait.host import peak_rss_bytes, rss_bytes, thread_cpu_s
 from plait.limits import leave_to_itself
+from plait.model import Sample
 from plait.outcome import Call, Chunk, Finished
-from plait.plan import Sample
 from plait.quick import CATCH, Start
 from plait.worker import run_apart, run_together
+
+if TYPE_CHECKING:
+    from plait.beside import Beside, LongTask
 
 __all__ = ["Probe"]
 
 BUDGET_S = 0.02
+MOST_S = 0.08
+"""A sample that leaves doubt may take so long, if that is next to nothing of what remains."""
+SHARE = 0.01
 GROWTH = 4
 MOST_TASKS = 4096
+LONG_S = 0.01
+"""If less than this is left, it does not matter who holds the GIL."""
+COMPUTES = 0.2
+DOUBTFUL = (0.1, 0.9)
+ENOUGH_BEATS = 12
+LONGER = 1.5
+"""A task that is not over is taken to take so many times as long as it has until now."""
+OWN_THREADS = 1.3
+"""Tasks that use so many times more CPUs than their own thread does have further threads."""
 
 
 class Probe:
@@ -37,55 +57,143 @@ class Probe:
         call: Call,
         read: Callable[[int], Sequence[Any]],
         limit: Callable[[], float | None] = lambda: None,
+        remaining: Callable[[], int | None] = lambda: None,
+        beside: Beside | None = None,
     ) -> None:
         """``read`` returns up to so many of the next items, none at the end.
 
         ``limit`` returns how many seconds the next task may take. Where there is a limit, each
         task runs in a thread of its own, which is left to itself when its time is over.
+        ``remaining`` returns how many tasks are left; None: unknown. ``beside`` hears when tasks
+        begin and end, to go on beside one that takes long.
         """
+        self._beside = beside
         self._call = call
         self._read = read
         self._limit = limit
+        self._remaining = remaining
         self.has_abandoned = False
-        self._spent_s = 0.0
+        self.is_over = False  # enough is known
+        self.last: Finished | None = None  # of the first tasks, those that came last
+        self.spent_s = 0.0
         self._cpu_s = 0.0
         self._awake_s = 0.0  # on a CPU or waiting for something, not for a free CPU
         self._first_s = 0.0
         self._mean_s: float | None = None
         self._size = 1
         self.tasks = 0
+        self._timed = self._sum_s = self._squares = 0.0  # of the tasks but the first
+        self._heart: Heartbeat | None = None
+        self._seen_s = 0.0  # with the process's own clock
+        self._process_s = 0.0
+        self._rss_bytes, self._peak_bytes = rss_bytes(), peak_rss_bytes()
 
-    def take_over(self, start: Start) -> Finished:
-        """Count what ran before there was a probe, as if it had been the first step."""
+    def close(self) -> None:
+        """End what helps to measure."""
+        if self._heart is not None:
+            self._heart.stop()
+
+    def take_over(self, start: Start, first: int = 0, end: int | None = None) -> Finished:
+        """Count tasks that ran before there was a probe, as if they had been its own."""
+        values, times = start.values[first:end], start.times[first:end]
         (_, cpu, queued), (_, cpu_now, queued_now) = start.before, start.after
-        task_s = sum(seconds for _, seconds in start.times)
+        task_s = sum(seconds for _, seconds in times)
         # The clocks of the thread went on between the tasks, where the input was read.
         cpu_s = min(cpu_now - cpu, task_s)
-        self._size = len(start.values)
-        self._note((0, 0, 0), (task_s, cpu_s, queued_now - queued), len(start.values))
-        self._first_s = min(self._first_s, start.times[0][1])
-        return Finished(
-            0, start.items, start.values, start.errors, start.times, "main", os.getpid()
+        self._size = len(values)
+        self._note((0, 0, 0), (task_s, cpu_s, queued_now - queued), len(values))
+        self._first_s = min(self._first_s, times[0][1])
+        finished = Finished(
+            first,
+            start.items[first : first + len(values)],
+            values,
+            {place - first: error for place, error in start.errors.items()},
+            times,
+            "main",
+            os.getpid(),
+        )
+        self._learn_times(finished)
+        return finished
+
+    def peek(self, task: LongTask, held_share: float | None) -> Sample:
+        """Return what is known while a task is still running, for longer than until now."""
+        before, now = task.before, task.clocks()
+        wall, cpu, queued = (end - start for end, start in zip(now, before, strict=True))
+        awake_s = max(wall - queued, cpu, 1e-9)
+        known = self.sample
+        return Sample(
+            tasks=1 if known is None else known.tasks,
+            task_s=LONGER * awake_s,
+            cpu_share=min(1.0, cpu / awake_s),
+            gil_share=held_share,
+            own_cpus=min(1.0, cpu / awake_s),
+            spread=1.0,
         )
 
     def step(self) -> Finished | None:
         """Run some more of the first tasks; None when enough is known or nothing is left."""
-        if self._spent_s >= BUDGET_S:
+        if self._is_enough():
+            self.is_over = True
             return None
         limit_s = self._limit()
         items = self._read(self._size if limit_s is None else 1)
         if not len(items):  # of an array the truth would be another question
             return None
         chunk = Chunk(self.tasks, items)
+        if self._heart is None and self._wants_heartbeat():
+            self._heart = Heartbeat()
+            self._heart.start()
         if limit_s is not None:
             return self._run_aside(chunk, limit_s)
         finished, before, after = self._measure(chunk)
         self._note(before, after, len(items))
+        self._learn_times(finished)
         return finished
 
+    def _is_enough(self) -> bool:
+        if self.spent_s < BUDGET_S:
+            return False
+        left_s = self._left_s()
+        return self.spent_s >= min(MOST_S, SHARE * left_s) or not self._is_doubtful()
+
+    def _left_s(self) -> float:
+        """Return the seconds of work that are left; for an unknown number of tasks, many."""
+        remaining = self._remaining()
+        return math.inf if remaining is None else remaining * (self._mean_s or 0.0)
+
+    def _is_doubtful(self) -> bool:
+        if self.tasks < 2:  # the first one may have been unlike the others
+            return True
+        heart = self._heart
+        if heart is None or heart.held_share is None:
+            return heart is not None
+        low, high = DOUBTFUL
+        return heart.beats < ENOUGH_BEATS and low < heart.held_share < high
+
+    def _wants_heartbeat(self) -> bool:
+        if self._mean_s is None:
+            return True
+        return self._left_s() > LONG_S and self._cpu_s > COMPUTES * self._awake_s
+
     def _measure(self, chunk: Chunk) -> tuple[Finished, ThreadClock, ThreadClock]:
-        before = read_thread_clock()
-        return self._run(chunk), before, read_thread_clock()
+        heart = self._heart
+        if heart is not None:
+            heart.resume()
+        process_s, before = process_time(), read_thread_clock()
+        if self._beside is None:
+            finished = self._run(chunk)
+        else:
+            self._beside.begin(before)
+            try:
+                finished = self._run(chunk)
+            finally:
+                self._beside.end()
+        after = read_thread_clock()
+        self._process_s += process_time() - process_s
+        if heart is not None:
+            heart.pause(after[2] - before[2])
+        self._seen_s += after[0] - before[0] - (after[2] - before[2])
+        return finished, before, after
 
     def _run_aside(self, chunk: Chunk, limit_s: float) -> Finished:
         """Run one task in a thread that can be left, and wait for it as long as it may take."""
@@ -101,10 +209,11 @@ class Probe:
         try:
             finished, before, after = measured.get(timeout=limit_s)
             self._note(before, after, 1)
+            self._learn_times(finished)
         except Empty:
             self.has_abandoned = True
             finished = self._give_up(chunk, started, limit_s, thread)
-        self._spent_s = max(self._spent_s, monotonic() - started)
+        self.spent_s = max(self.spent_s, monotonic() - started)
         return finished
 
     def _give_up(
@@ -114,7 +223,7 @@ class Probe:
         after_s = monotonic() - started
         cpu_s = thread_cpu_s(thread)
         self._note((0, 0, 0), (after_s, cpu_s, 0), 1)
-        self._spent_s = BUDGET_S
+        self.spent_s = BUDGET_S
         return leave_to_itself(
             self._call, chunk, 0, "main", os.getpid(), limit_s, (started, after_s)
         )
@@ -130,7 +239,7 @@ class Probe:
         wall, cpu, queued = (end - start for end, start in zip(after, before, strict=True))
         on_machine = max(wall - queued, cpu, 1e-9)  # the time that a free machine had taken
         self.tasks += tasks
-        self._spent_s += wall
+        self.spent_s += on_machine
         self._cpu_s += cpu
         self._awake_s += on_machine
         if self._mean_s is None:
@@ -139,12 +248,51 @@ class Probe:
         growth = BUDGET_S / 4 / max(self._mean_s, 1e-9)
         self._size = int(max(1, min(self._size * GROWTH, growth, MOST_TASKS)))
 
+    def _learn_times(self, finished: Finished) -> None:
+        """Take in how much the tasks differ, as far as each has a time of its own."""
+        self.last = finished
+        times = finished.times
+        if len(times) < len(finished.values):
+            return
+        for _, seconds in times[finished.first == 0 :]:
+            self._timed += 1
+            self._sum_s += seconds
+            self._squares += seconds * seconds
+
+    @property
+    def _spread(self) -> float:
+        """The standard deviation of the tasks' times as a share of their mean."""
+        if self._timed < 2:
+            return 0.0
+        mean = self._sum_s / self._timed
+        variance = max(0.0, self._squares / self._timed - mean * mean)
+        return math.sqrt(variance) / max(mean, 1e-9)
+
     @property
     def sample(self) -> Sample | None:
         """What was measured, or None if there was no task at all."""
         if not self.tasks:
             return None
         tasks, awake_s = self.tasks, self._awake_s
+        task_s = awake_s / tasks
         if tasks > 1:  # the first call often pays for imports and caches
-            tasks, awake_s = tasks - 1, awake_s - self._first_s
-        return Sample(self.tasks, awake_s / tasks, min(1.0, self._cpu_s / self._awake_s))
+            task_s = (awake_s - self._first_s) / (tasks - 1)
+        cpu_share = min(1.0, self._cpu_s / self._awake_s)
+        heart_s = self._heart.cpu_s if self._heart is not None else 0.0
+        own_cpus = (self._process_s - heart_s) / self._seen_s if self._seen_s > 0 else 0.0
+        return Sample(
+            self.tasks,
+            task_s,
+            cpu_share,
+            gil_share=self._heart.held_share if self._heart is not None else None,
+            own_cpus=own_cpus if own_cpus > OWN_THREADS * cpu_share else cpu_share,
+            spread=self._spread,
+            first_s=max(0.0, self._first_s - task_s) if tasks > 1 else 0.0,
+            memory_bytes=self._memory_bytes(),
+        )
+
+    def _memory_bytes(self) -> int:
+        """Return what tasks need while they run, as far as it is more than there ever was."""
+        peak_bytes = peak_rss_bytes()
+        is_known = self._rss_bytes and peak_bytes > self._peak_bytes
+        return max(0, peak_bytes - self._rss_bytes) if is_known else 0

@@ -3,16 +3,19 @@
 Used by api.py for a map without options, before anything else of plait is loaded. The tasks
 run where they are, one by one and each timed, as the first of the sample would (probe.py). If
 the input ends in time, so does the map. If not, or if something is raised, calls.py makes a
-Run that begins with what was done here. Nothing runs twice, and an item is read when the one
-before it is done.
+Run that begins with what was done here. If one of the tasks takes long, that Run begins beside it
+(beside.py). Nothing runs twice, and an item is read when the one before it is done.
 """
 
 from __future__ import annotations
 
+from _contextvars import copy_context  # as in contextvars
+from _thread import allocate_lock, get_ident, get_native_id, start_new_thread  # as in threading
 from itertools import chain
 from types import BuiltinFunctionType, FunctionType, MethodDescriptorType, MethodType
 
 from plait.clocks import monotonic, read_thread_clock
+from plait.sentinel import sentinel
 
 TYPE_CHECKING = False  # as in typing, which takes longer to load than all of this
 if TYPE_CHECKING:
@@ -69,14 +72,24 @@ class Start:
     """The first tasks of a map, run in a plain loop.
 
     Attributes:
+        fn, style, iterables: what is mapped, and how (see ``tasks.Call``).
         total: how many items the whole input has, None if that is not known.
         items, values, errors, times: of the tasks that are done, as in ``outcome.Finished``.
         rest: the items that come after them.
         is_cut: whether that is just what is left of the input, as time was up.
+        fatal: what ended it that is no task's outcome.
         before, after: the clocks of the thread.
+        claim: whoever takes this lock goes on with the rest. This thread does, at the end; if it
+            is in a long task, another one may have done so before.
+        beside: that other one and what it made of it, see beside.py.
+        context: the context variables at the beginning.
+        thread: the identifiers of this thread, Python's and the system's.
     """
 
-    def __init__(self, iterables: tuple[Iterable[Any], ...]) -> None:
+    def __init__(self, fn: Callable[..., Any], style: str, iterables: tuple[Any, ...]) -> None:
+        self.fn = fn
+        self.style = style
+        self.iterables = iterables
         self.total = total_of(iterables)
         self.items: list[Any] = []
         self.values: list[Any] = []
@@ -84,11 +97,33 @@ class Start:
         self.times: list[Times] = []
         self.rest = join(iterables)
         self.is_cut = False
+        self.fatal: BaseException | None = None
+        self.claim = allocate_lock()
+        self.beside: Any = None
+        self.context = copy_context()
+        self.thread = (get_ident(), get_native_id())
         self.before = self.after = read_thread_clock()
 
-    def run(self, fn: Callable[..., Any], style: str) -> bool:
+    def run(self) -> bool:
         """Run tasks until the input ends: True. False if time was up, or something was raised."""
-        items, values, times, is_star = self.items, self.values, self.times, style == "star"
+        watch = None
+        if self.total is None or self.total > 1:
+            watch = sentinel.arm(self._hear_of_long_task)
+        try:
+            is_over = self._run()
+        finally:
+            sentinel.disarm(watch)
+            is_ours = self.claim.acquire(False)  # for good
+        if is_ours:
+            self.beside = None
+        return is_over and is_ours
+
+    def _hear_of_long_task(self) -> None:
+        start_new_thread(_go_beside, (self,))
+
+    def _run(self) -> bool:
+        fn, items, values, times = self.fn, self.items, self.values, self.times
+        is_star = self.style == "star"
         started = monotonic()
         until = started + BUDGET_S
         try:
@@ -100,8 +135,13 @@ class Start:
                     break
                 items.append(item)
                 value = fn(*item) if is_star else fn(item)
-                times.append((started, monotonic() - started))
+                ended = monotonic()
+                times.append((started, ended - started))
                 values.append(value)
+                # Before the next item is read: after a long task that may be another thread's.
+                if ended >= until and len(values) != self.total:
+                    self.is_cut = True
+                    break
             else:
                 return True
         except BaseException as error:  # noqa: BLE001  what was done is not lost by it
@@ -117,9 +157,19 @@ class Start:
             self.times.append((started, monotonic() - started))
             self.values.append(None)
         else:
-            self.rest = map(_raise, [error])
+            self.fatal = error
         done = len(self.values)  # Ctrl-C may have come between two steps
         del self.items[done:], self.times[done:]
+
+    def raising_rest(self) -> Iterator[Any]:
+        """Return the items that come after those that are done; what ended it comes out there."""
+        return self.rest if self.fatal is None else map(_raise, [self.fatal])
+
+
+def _go_beside(start: Start) -> None:
+    from plait.calls import go_beside
+
+    start.context.run(go_beside, start)
 
 
 def _raise(error: BaseException) -> NoReturn:

@@ -20,7 +20,8 @@ class Report:
     """What a run did, and how long it took. ``print(run.report)`` shows it.
 
     Attributes:
-        plan: what was decided (None until it was).
+        plan: what was decided (None until it was); if that was changed on the way, the last.
+        earlier_plans: those before it.
         tasks: finished tasks, with those that failed.
         errors: tasks that failed.
         wall_s: seconds from the start of the first task to the last outcome.
@@ -34,6 +35,7 @@ class Report:
     """
 
     plan: Plan | None = None
+    earlier_plans: list[Plan] = field(default_factory=list)
     tasks: int = 0
     errors: int = 0
     wall_s: float = 0.0

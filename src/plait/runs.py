@@ -9,29 +9,23 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from queue import Empty, SimpleQueue
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self
 
 from plait import pools
 from plait.backends.contract import Setting
-from plait.choice import decide, is_coroutine, look_ahead
-from plait.chunks import MOST_TASKS, TOGETHER_S, ChunkSizer
+from plait.beside import Beside
+from plait.choice import Question, decide, is_coroutine, look_ahead
 from plait.errors import RunTimeout, TaskError
-from plait.host import monotonic
-from plait.inputs import (
-    READ_S,
-    DirectInput,
-    Input,
-    SlicedInput,
-    ThreadedInput,
-    can_slice,
-)
+from plait.feed import Feed, Room
+from plait.host import monotonic, queued_s
 from plait.limits import Limits
-from plait.outcome import Call, Chunk, Finished, Outcome
-from plait.plan import Plan, Sample
+from plait.outcome import Call, Finished, Outcome
+from plait.pilot import Pilot
+from plait.plan import Plan
 from plait.probe import Probe
 from plait.progress import Show, show_progress
 from plait.report import Report
@@ -39,15 +33,12 @@ from plait.retry import Retries, RetryPolicy
 
 if TYPE_CHECKING:
     from plait.backends.contract import Backend, Lane
+    from plait.beside import LongTask
+    from plait.model import Sample
     from plait.options import Options
     from plait.quick import Start
 
 __all__ = ["Run"]
-
-# Where results are read as they come, so many chunks' worth of tasks may wait unread.
-UNREAD_CHUNKS = 4
-LEAST_UNREAD = 8  # for each worker
-UNREAD_TASKS = 128 * 1024  # but no more than so many, in all
 
 
 class Run:
@@ -77,31 +68,27 @@ class Run:
         keeps: bool = False,
         start: Start | None = None,
         is_stored: bool = False,
+        is_at_hand: bool = False,
     ) -> None:
         """Prepare a run over ``items``, ``total`` of them if that is known.
 
         ``backend`` is a pool to use; ``keeps`` is for who collects everything anyway;
         ``start`` is what was done already: ``items`` are those after it, ``total`` counts all;
-        ``is_stored``: all items are there already, and nobody changes them before the end.
+        ``is_stored``: all items are there already, and nobody changes them before the end;
+        ``is_at_hand``: any thread may read them.
         """
         self.plan: Plan | None = None
         self.report = Report()
         self._call = call
-        self._total = total
-        self._items = items if can_slice(items) else iter(items)
-        self._input: Input = DirectInput(iter(()))  # until it starts
+        self._feed = Feed(
+            items, total, options, keeps=keeps, is_stored=is_stored, is_at_hand=is_at_hand
+        )
         self._options = options
         self._backend = backend
         self._keeps = keeps
-        self._is_stored = is_stored or type(items) is range
         self._start = start
         self._kept: dict[int, Finished] = {}  # by first index; what was not handed out
-        self._fed = 0
-        self._is_held_up = False  # nothing more may be read before something is handed out
-        self._handed_out = 0
         self._half_read = (-1, 0)  # of the stretch that begins so, that many tasks were handed out
-        self._depth = 1  # chunks that a worker may have at once
-        self._feeds = True  # false once the input ended, an error stopped it, or it was cancelled
         self._is_stopped = False  # by an error, or by who called stop(): nothing new starts
         self._setting = Setting(
             Limits.of(options), prefix_output=options.prefix_output, keeps_items=is_stored
@@ -110,9 +97,15 @@ class Run:
         self._bell: SimpleQueue[None] = SimpleQueue()  # rung to end a wait for the next try
         self._deadline = math.inf
         self._lane: Lane | None = None
+        self._pilot: Pilot | None = None  # of the lane
         self._is_cancelled = False
         self._show: Show | None = None
         self._started = 0.0
+        self._stack = ExitStack()  # what is to be done at the end
+        self._has_begun = False
+        self._probe: Probe | None = None
+        self.beside: Beside | None = None  # the helper of the sample
+        self.rest = self._follow_plans()  # what comes after the sample
         self._stretches = self._run()
         self._outcomes: Generator[Outcome] | None = None  # made when it is needed: it refers to us
 
@@ -165,15 +158,15 @@ class Run:
         May be called from any thread, and from a signal handler.
         """
         self._is_stopped = True
-        self._feeds = False
-        self._bell.put(None)
+        self._feed.is_open = False
         self.wake()
 
     def wake(self) -> None:
         """Have the thread that waits for outcomes look around; may be called from anywhere."""
+        self._bell.put(None)
         if self._lane is not None:
             self._lane.wake()
-        self._input.wake()
+        self._feed.wake()
 
     @property
     def outcomes(self) -> list[Outcome]:
@@ -196,11 +189,11 @@ class Run:
         stretches = _in_order(self._stretches) if self._options.ordered else self._stretches
         for finished in stretches:
             yield finished
-            self._handed_out += len(finished.values)
+            self._feed.handed_out += len(finished.values)
             if not self._keeps:
                 del self._kept[finished.first]
-        if self._input.error is not None:
-            raise self._input.error
+        if self._feed.error is not None:
+            raise self._feed.error
 
     def collect(self) -> None:
         """Run to the end, or to the first error that stops it."""
@@ -210,8 +203,8 @@ class Run:
                     break
         finally:
             self._stretches.close()
-        if self._input.error is not None:
-            raise self._input.error
+        if self._feed.error is not None:
+            raise self._feed.error
 
     def finished(self) -> list[Finished]:
         """Return what finished and was not handed out, in the order that the options ask for."""
@@ -228,88 +221,119 @@ class Run:
 
     def _run(self) -> Generator[Finished]:
         """Yield stretches as they finish; closing it ends what runs."""
-        with ExitStack() as stack:
-            self._show = stack.enter_context(
-                show_progress(self._options.progress, self._call.name, self._total)
-            )
-            self._started = self._start.before[0] if self._start else monotonic()
-            if self._options.timeout is not None:
-                self._deadline = self._started + self._options.timeout
-            stack.callback(self._stop_clock)
-            self._input = self._open_input()
-            stack.callback(self._input.close)
+        with self._stack:
+            self._begin()
             yield from self._take_sample()
+            self.beside = None  # it refers to us: who drops a run is not to wait for the collector
             if self.plan is None:
-                self.plan = self.report.plan = self._choose(None)
-            if self._feeds or (self._retries and not self._is_stopped):
-                yield from self._work(self._open(stack), self.plan)
+                self.follow(self._choose())
+            yield from self.rest
 
-    def _open_input(self) -> Input:
-        """Read the input here, or in a thread if somebody waits for results meanwhile."""
-        if can_slice(self._items):
-            return SlicedInput(cast("Sequence[Any]", self._items))
-        self._items = iter(self._items)
-        if self._total is not None or (self._keeps and self._options.timeout is None):
-            return DirectInput(self._items)
-        if self._options.backend == "serial" and self._options.timeout is None:  # the plain loop
-            return DirectInput(self._items, one_by_one=True)
-        return ThreadedInput(self._items, self.wake)
+    def _begin(self) -> None:
+        if self._has_begun:  # by the helper, for a map whose first task took long
+            return
+        self._has_begun = True
+        stack, options = self._stack, self._options
+        self._show = stack.enter_context(
+            show_progress(options.progress, self._call.name, self._feed.total)
+        )
+        self._started = self._start.before[0] if self._start else monotonic()
+        if options.timeout is not None:
+            self._deadline = self._started + options.timeout
+        stack.callback(self._stop_clock)
+        self._feed.open(self.wake)
+        stack.callback(self._feed.close)
+        stack.callback(self._give_up_retries)
+        stack.callback(self.rest.close)
 
-    def _open(self, stack: ExitStack) -> Lane:
-        assert self.plan is not None
+    def _give_up_retries(self) -> None:
+        for finished in self._retries.give_up():
+            self._note(finished)
+
+    def follow(self, plan: Plan) -> None:
+        """Let this be the plan from now on."""
+        if self.report.plan is not None:
+            self.report.earlier_plans.append(self.report.plan)
+        self.plan = self.report.plan = plan
+
+    def _follow_plans(self) -> Generator[Finished]:
+        """Do what remains: by the plan, and if another turns out to be better, by that."""
+        self._begin()
+        while self._feed.is_open or (self._retries and not self._is_stopped):
+            with ExitStack() as stack:
+                yield from self._work(self._open(stack))
+
+    def _open(self, stack: ExitStack) -> Room:
+        plan = self.plan
+        assert plan is not None
+        left = {earlier.backend for earlier in self.report.earlier_plans}
+        self._pilot = pilot = Pilot(plan, self._options, monotonic(), left, queued_s)
         backend = self._backend
         if backend is None:
             options = self._options
-            if self.plan.sample and self.plan.backend == "serial":  # it ran before the sample
+            if plan.sample and plan.backend == "serial":  # it ran before the sample
                 options = replace(options, initializer=None)
-            backend = stack.enter_context(pools.leased(self.plan, options))
-        self._depth = backend.traits.queue_depth
+            backend = stack.enter_context(pools.leased(plan, options, pilot.capacity))
+        depth = pilot.depth(backend.traits.queue_depth)
         self._lane = lane = backend.open_lane(self._call, self._setting)
         stack.callback(self._close_lane, lane)
-        return lane
+        return Room(lane, self._feed.make_sizer(plan, depth), depth)
 
     def _close_lane(self, lane: Lane) -> None:
         is_late = monotonic() >= self._deadline
-        for finished in (
-            *lane.close(patience_s=0.0 if is_late else None),
-            *self._retries.give_up(),
-        ):
+        for finished in lane.close(patience_s=0.0 if is_late else None):
             self._note(finished)
         self.report.abandoned += lane.abandoned
         self.report.shared_bytes = max(self.report.shared_bytes, lane.shared_bytes)
 
-    def _work(self, lane: Lane, plan: Plan) -> Iterator[Finished]:
-        sizer = ChunkSizer(
-            plan.chunksize,
-            plan.max_workers,
-            plan.sample.task_s if plan.sample else None,
-            plan.sample.tasks if plan.sample else 0,
-            self._most_tasks(plan.max_workers),
-        )
+    def _work(self, room: Room) -> Iterator[Finished]:
+        """Yield what finishes, until all is done, or nothing is left that the old plan began."""
+        lane, pilot, feed = room.lane, self._pilot, self._feed
+        assert pilot is not None
         while not self._is_cancelled:
-            is_full = self._feed(lane, sizer, plan.max_workers)
+            if self.beside is not None and self.beside.must_stop:
+                yield NOTHING  # the helper leaves here, and the caller's thread goes on
+            is_full = pilot.is_leaving or self._fill(room, pilot.workers)
             if self._is_stopped:
                 yield from self._settle(self._retries.give_up())
-            if not (lane.pending or self._feeds or self._retries):
+            if not (lane.pending or (not pilot.is_leaving and (feed.is_open or self._retries))):
                 return
-            if not self._feeds or self._fed == self._total:
+            if feed.has_given_all:
                 lane.end_input()
             self._check_time()
             if lane.pending:
                 batch = lane.wait_outcomes(self._patience() if is_full else 0.0)
-                for finished in batch:
-                    sizer.learn(len(finished.values), finished.seconds)
+                self._learn(batch, room)
                 yield from self._settle(batch)
-            elif self._feeds and not self._is_held_up:
-                self._input.wait(self._patience())
+            elif feed.is_open and not feed.is_held_up:
+                feed.wait(self._patience())
             else:
                 self._await_next_try()
 
-    def _most_tasks(self, workers: int) -> int:
-        """Return how large a chunk may be: where memory is constant, all chunks share its bound."""
-        if self._keeps:
-            return MOST_TASKS
-        return max(1, UNREAD_TASKS // (UNREAD_CHUNKS * workers * self._depth))
+    def _fill(self, room: Room, workers: int) -> bool:
+        while (retry := self._retries.take_due(monotonic())) is not None:
+            self.report.retries += 1
+            room.lane.submit(retry)
+        return self._feed.fill(room, workers, self._setting)
+
+    def _learn(self, batch: list[Finished], room: Room) -> None:
+        """Learn from what finished how large chunks are to be, how many, and by which plan."""
+        pilot = self._pilot
+        assert pilot is not None
+        for finished in batch:
+            room.sizer.learn(len(finished.values), finished.seconds)
+        pilot.learn(batch, now := monotonic(), is_full=self._feed.is_open)
+        if pilot.is_due(now) and self._feed.is_open and not self._is_stopped:
+            self._look_again(pilot, batch[-1] if batch else None, now)
+
+    def _look_again(self, pilot: Pilot, last: Finished | None, now: float) -> None:
+        """Change to another plan if what was seen since speaks for it."""
+        sample = pilot.look_again(self._feed.remaining, self.report.tasks, now)
+        if sample is not None:
+            plan = self._choose(sample, last)
+            if pilot.is_worth(plan):
+                pilot.is_leaving = True
+                self.follow(plan)
 
     def _settle(self, batch: list[Finished]) -> list[Finished]:
         """Record what is final; all of it, before the reader may leave at the first."""
@@ -341,59 +365,6 @@ class Run:
                 where = " Perhaps the initializer takes so long."
             raise RunTimeout(self._options.timeout, self.report.tasks, where)
 
-    def _feed(self, lane: Lane, sizer: ChunkSizer, workers: int) -> bool:
-        """Submit what the workers can use now; False if reading took so long that we stopped."""
-        while (retry := self._retries.take_due(monotonic())) is not None:
-            self.report.retries += 1
-            lane.submit(retry)
-        chunks: list[Chunk] = []
-        began = started = monotonic()
-        try:
-            while self._feeds:
-                size = sizer.next(None if self._total is None else self._total - self._fed)
-                room = workers * (self._depth if size.brief else 1) - lane.pending
-                if len(chunks) >= room:
-                    return True
-                first = self._fed
-                items = self._take(size.tasks, size.tasks * workers * self._depth, workers)
-                if not len(items):
-                    return True
-                # A limit is for one task: so each has its own time, and nothing runs twice.
-                limits = self._setting.limits
-                together = size.together and not limits.are_set
-                # Between two chunks a worker's memory is looked at: so none waits behind another.
-                brief = size.brief and limits.memory_bytes is None
-                chunks.append(Chunk(first, items, together, brief))
-                now = monotonic()
-                # An item may be changed as the next one is read: so it is packed before.
-                if not self._is_stored or now - started > TOGETHER_S:
-                    started = now
-                    lane.submit(*chunks)
-                    chunks = []
-                    if now - began > READ_S:
-                        return False
-            return True
-        finally:
-            if chunks:
-                lane.submit(*chunks)
-
-    def _take(self, count: int, in_flight: int, workers: int) -> Sequence[Any]:
-        """Take items, at most ``count`` and as many as may be under way or wait unread."""
-        if not self._feeds:
-            return []
-        if not self._keeps:
-            asked = self._options.buffersize
-            auto = max(UNREAD_CHUNKS * in_flight, LEAST_UNREAD * workers)
-            allowed = self._handed_out + (asked if isinstance(asked, int) else auto)
-            self._input.allow(allowed)
-            count = min(count, allowed - self._fed)
-            self._is_held_up = count <= 0
-        items = self._input.take(count)
-        self._fed += len(items)
-        if self._input.has_ended:
-            self._feeds = False
-        return items
-
     def _note(self, finished: Finished) -> None:
         """Record what finished; for an error that stops the run, stop feeding."""
         if not finished.values:  # the end of a chunk that was cancelled
@@ -404,10 +375,10 @@ class Run:
             if not isinstance(error, TaskError):  # which says it all by itself
                 _add_note(error, self._call, finished.outcome(place))
             if self._options.on_error == "raise":
-                self._feeds = False
+                self._feed.is_open = False
                 self._is_stopped = True
         if self._show is not None:
-            self._show(self.report.tasks, self._total)
+            self._show(self.report.tasks, self._feed.total)
 
     def _stop_clock(self) -> None:
         self.report.wall_s = monotonic() - self._started
@@ -420,20 +391,84 @@ class Run:
         is_open = options.backend == "auto" and self._backend is None
         if not is_open or is_coroutine(self._call.fn) or options.memory_limit is not None:
             return
-        if self._options.initializer is not None:
-            self._options.initializer(*self._options.initargs)
-        probe = Probe(self._call, self._take_now, self._sample_limit)
-        if self._start is not None and self._start.values:
-            self._fed = len(self._start.values)
-            yield from self._settle([probe.take_over(self._start)])
-        while self._feeds and (finished := probe.step()) is not None:
-            if probe.has_abandoned:
-                self.report.abandoned += 1
-                self._check_time()  # it may be the whole call's time that is over
-            yield from self._settle([finished])
-            self._check_time()
-            look_ahead(self._options, probe.sample, self._remaining)
-        self.plan = self.report.plan = self._choose(probe.sample)
+        if options.initializer is not None:
+            options.initializer(*options.initargs)
+        if self._probe is not None:  # the helper has begun
+            yield from self._come_back()
+            return
+        probe = self._probe = self._make_probe()
+        with closing(probe):
+            yield from self._take_over(probe)
+            while self._feed.is_open and (finished := probe.step()) is not None:
+                if probe.has_abandoned:
+                    self.report.abandoned += 1
+                    self._check_time()  # it may be the whole call's time that is over
+                yield from self._settle([finished])
+                if self.plan is not None:
+                    yield from self._take_early()
+                    return
+                self._check_time()
+                look_ahead(options, probe.sample, self._feed.remaining)
+        self.follow(self._choose(probe.sample, probe.last))
+
+    def _make_probe(self) -> Probe:
+        feed = self._feed
+        if feed.reads_anywhere and not self._options.has_deadline:
+            self.beside = Beside(self)
+        return Probe(
+            self._call, self._take_now, self._sample_limit, lambda: feed.remaining, self.beside
+        )
+
+    def _take_over(self, probe: Probe) -> Iterator[Finished]:
+        """Count what ran before there was a run."""
+        start = self._start
+        if start is not None and start.values:
+            self._feed.fed = len(start.values)
+            yield from self._settle([probe.take_over(start)])
+
+    def plan_beside(self, task: LongTask, held_share: float | None) -> Plan | None:
+        """Make a plan while a task of the sample is still running; None: there is no rest to plan.
+
+        Called by the helper, as is ``follow`` then.
+        """
+        if self._feed.remaining == 0:
+            return None
+        assert self._probe is not None
+        return self._choose(self._probe.peek(task, held_share))
+
+    def begin_beside(self, task: LongTask) -> None:
+        """Go on, as the helper, with what a quick start has left while it is in its last task."""
+        start = self._start
+        assert start is not None
+        self._probe = probe = self._make_probe()
+        start.beside = beside = self.beside
+        assert beside is not None
+        self._feed.fed = len(start.items)
+        done = len(start.items) - 1
+        if done:
+            beside.early += self._settle([probe.take_over(start, 0, done)])
+        beside.go(task)
+
+    def _come_back(self) -> Iterator[Finished]:
+        """Go on in the caller's thread, after the long task of a quick start."""
+        start, probe = self._start, self._probe
+        assert start is not None
+        assert probe is not None
+        assert self.beside is not None
+        self.beside.come_back()
+        if start.fatal is not None:
+            raise start.fatal
+        yield from self._settle([probe.take_over(start, len(start.values) - 1)])
+        yield from self._take_early()
+
+    def _take_early(self) -> Iterator[Finished]:
+        """Yield what the helper has finished, and raise what ended it."""
+        beside = self.beside
+        assert beside is not None
+        early, beside.early = beside.early, []
+        yield from early
+        if beside.error is not None:
+            raise beside.error
 
     def _sample_limit(self) -> float | None:
         """Return how long the next task of the sample may take, in seconds; None: unlimited."""
@@ -445,26 +480,24 @@ class Run:
 
     def _take_now(self, count: int) -> Sequence[Any]:
         """Take items for the sample; wait for the first if need be."""
-        while self._feeds:
-            items = self._take(count, count, 1)
+        while self._feed.is_open:
+            items = self._feed.take(count, count, 1)
             if len(items):
                 return items
-            self._input.wait(self._patience())
+            self._feed.wait(self._patience())
             self._check_time()
         return []
 
-    def _choose(self, sample: Sample | None) -> Plan:
+    def _choose(self, sample: Sample | None = None, last: Finished | None = None) -> Plan:
         if self._backend is not None:
             name, workers = self._backend.traits.name, self._backend.max_workers
             return Plan(name, workers, self._options.chunksize, "it is open.")
-        return decide(self._call.fn, self._options, sample, remaining=self._remaining)
+        spent_s = monotonic() - self._started
+        remaining = self._feed.remaining
+        return decide(Question(self._call.fn, self._options, sample, remaining, last, spent_s))
 
-    @property
-    def _remaining(self) -> int | None:
-        """How many tasks were not fed yet; None: unknown."""
-        if not self._feeds:
-            return 0
-        return None if self._total is None else self._total - self._fed
+
+NOTHING = Finished(-1, [], [], {}, [], "", 0)
 
 
 def _draw() -> float:

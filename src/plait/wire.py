@@ -34,6 +34,7 @@ __all__ = [
     "seal",
     "segments_in",
     "unseal",
+    "weigh",
 ]
 
 # A buffer below this is cheaper inside the pickle than as a piece of its own.
@@ -41,6 +42,8 @@ OUT_OF_BAND_BYTES = 64 * 1024
 PROTOCOL = 5
 # Types that need no pickle of their own within a message: nothing about them can go wrong.
 PLAIN = frozenset({int, float, complex, bool, str, bytes, type(None)})
+WEIGHED_BYTES = 32 * 1024 * 1024
+"""Of what is larger, no more is pickled to find out how large it is."""
 SIZED = frozenset({str, bytes})
 
 Place = Callable[[pickle.PickleBuffer], Segment | None]
@@ -79,6 +82,48 @@ def pack(obj: object, what: str = "object") -> Packed:
         path, blamed = _find_unpicklable(obj, what)
         reason = str(error).partition("\n")[0]
         raise NotPicklable(what, path, blamed, reason) from error
+
+
+def weigh(obj: object, what: str = "object") -> int:
+    """Return about how many bytes travel for an object; what is out of all measure, in part.
+
+    Pickling takes as long as it does on the journey, but nothing is kept. Raises NotPicklable.
+    """
+    meter = _Meter()
+
+    def count(buffer: pickle.PickleBuffer) -> bool:
+        with suppress(BufferError):
+            meter.nbytes += buffer.raw().nbytes
+        return False
+
+    try:
+        pickle.Pickler(meter, PROTOCOL, buffer_callback=count).dump(obj)
+    except _IsEnough:
+        return meter.nbytes
+    except Exception:  # noqa: BLE001  then it is cloudpickle's, or nobody's
+        data, buffers, *bulk = pack(obj, what)
+        pieces = [*buffers, *(buffer for _, buffer in bulk[0])] if bulk else buffers
+        nbytes: int = len(data) + sum(piece.raw().nbytes for piece in pieces)
+        return nbytes
+    return meter.nbytes
+
+
+class _IsEnough(Exception):
+    """So much was pickled that the rest does not matter."""
+
+
+class _Meter:
+    """A file of which only the size is kept."""
+
+    def __init__(self) -> None:
+        self.nbytes = 0
+
+    def write(self, data: Any) -> int:
+        size = memoryview(data).nbytes
+        self.nbytes += size
+        if self.nbytes > WEIGHED_BYTES:
+            raise _IsEnough
+        return size
 
 
 def pack_context(context: Context) -> list[Packed]:

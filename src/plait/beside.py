@@ -1,0 +1,156 @@
+"""Let a run go on beside a task of its sample that takes long.
+
+The first tasks run in the caller's thread, and nobody knows how long one takes before it is
+over. After 20 ms the sentinel notices that it is still in one, and a thread is started that does
+what the caller's thread would: it looks at the clocks, and at who holds the GIL, chooses, opens
+workers, feeds them, and keeps what they have finished. When the long task is over its thread
+takes back the run where it is, and the helper ends. So nothing waits for the long task but those
+who need its result, and it is still the caller's own thread that runs it: Ctrl-C reaches it.
+
+Two threads want the rest of the run then. Who takes the ``claim`` has it:
+
+    the caller's thread                          the helper
+    takes the claim when the task is over        takes the claim before it opens workers
+    has it: it goes on, there is no helper       has it: it works until it is called back
+    has it not: calls the helper back, waits     has it not: it ends
+
+Used by runs.py, and by calls.py for the first moment of a map (quick.py).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from _thread import LockType, allocate_lock, get_ident, get_native_id
+from collections.abc import Callable, Generator
+from contextvars import copy_context
+from typing import TYPE_CHECKING, Protocol
+
+from plait.clocks import ThreadClock, clock_of_thread
+from plait.errors import PlaitError
+from plait.heartbeat import Heartbeat
+from plait.sentinel import sentinel
+
+if TYPE_CHECKING:
+    from plait.outcome import Finished
+    from plait.plan import Plan
+    from plait.sentinel import Watch
+
+__all__ = ["Beside", "LongTask"]
+
+LOOK_S = 0.03
+"""How long it is watched who holds the GIL."""
+
+
+class LongTask:
+    """A task that a thread is in, since the clocks of that thread were read."""
+
+    def __init__(self, before: ThreadClock, thread: tuple[int, int], claim: LockType) -> None:
+        self.before = before
+        self.thread = thread
+        self.claim = claim
+
+    @property
+    def is_over(self) -> bool:
+        """Whether its thread has gone on."""
+        return self.claim.locked()
+
+    def clocks(self) -> ThreadClock:
+        """Read the clocks of its thread, until now."""
+        return clock_of_thread(*self.thread)
+
+
+class Conducted(Protocol):
+    """What the helper needs of a run."""
+
+    rest: Generator[Finished]
+
+    def plan_beside(self, task: LongTask, held_share: float | None) -> Plan | None:
+        """Make a plan while a task is still running; None: there is nothing left to do."""
+        ...
+
+    def follow(self, plan: Plan) -> None:
+        """Let this be the plan of ``rest``."""
+        ...
+
+    def wake(self) -> None:
+        """Have whoever waits in ``rest`` look around."""
+        ...
+
+
+class Beside:
+    """The helper of a run: watched tasks, and what was done beside one of them."""
+
+    def __init__(self, run: Conducted) -> None:
+        self.run = run
+        self.must_stop = False
+        self.error: BaseException | None = None
+        self.early: list[Finished] = []  # what it has finished
+        self._task: LongTask | None = None
+        self._watch: Watch | None = None
+        self._ended = allocate_lock()  # held by the helper from before it takes the claim
+
+    # --- In the caller's thread --------------------------------------------------------
+
+    def begin(self, before: ThreadClock) -> None:
+        """Hear that a task begins, at these readings of the clocks."""
+        self._task = task = LongTask(before, (get_ident(), get_native_id()), allocate_lock())
+        context = copy_context()
+        self._watch = sentinel.arm(lambda: self._start_thread(context.run, task))
+
+    def end(self) -> bool:
+        """Hear that it is over; whether the run has gone on meanwhile."""
+        sentinel.disarm(self._watch)
+        assert self._task is not None
+        if self._task.claim.acquire(blocking=False):
+            return False
+        self.come_back()
+        return True
+
+    def come_back(self) -> None:
+        """Have the helper stop, and wait until it has."""
+        self.must_stop = True
+        self.run.wake()
+        with self._ended:
+            self.must_stop = False
+
+    # --- In the helper -----------------------------------------------------------------
+
+    def _start_thread(self, run: Callable[..., None], task: LongTask) -> None:
+        thread = threading.Thread(
+            target=run, args=(self.go, task), name="plait-beside", daemon=True
+        )
+        thread.start()
+
+    def go(self, task: LongTask) -> None:
+        """Go on with the run if that is worth it, until called back."""
+        heart = Heartbeat()
+        heart.start()
+        heart.resume()
+        try:
+            time.sleep(LOOK_S)
+        finally:
+            heart.stop()
+        plan = None if task.is_over else self._plan(task, heart.held_share)
+        if plan is None or plan.backend == "serial":
+            return
+        with self._ended:
+            if task.claim.acquire(blocking=False):
+                self.run.follow(plan)
+                self._drive()
+
+    def _plan(self, task: LongTask, held_share: float | None) -> Plan | None:
+        try:
+            return self.run.plan_beside(task, held_share)
+        except PlaitError:  # the caller's thread will meet it, too
+            return None
+
+    def _drive(self) -> None:
+        try:
+            for finished in self.run.rest:
+                if finished.values:
+                    self.early.append(finished)
+                if self.must_stop:
+                    return
+        except BaseException as error:  # noqa: BLE001  raised in the caller's thread
+            self.error = error

@@ -1,0 +1,151 @@
+"""How much of the time the GIL is held: a thread that wants to run often, and is late when it is.
+
+Used by probe.py, while the first tasks run. The thread sleeps half a millisecond, wakes up, and
+needs the GIL to go on. Where nothing holds it, that takes no time; where the tasks run Python, or
+C code that does not let go of it, the thread waits until they do, at most the switch interval
+(5 ms) if they are asked to. So what it measures is what another worker thread would meet.
+(The idea is that of gilknocker, https://github.com/milesgranger/gilknocker.)
+
+What the tasks do between two looks is not seen, but is taken to be as it was at the next one. On
+a busy machine a thread also waits for a CPU; Linux tells for how long, and that is left out.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from _thread import allocate_lock, start_new_thread
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+from time import thread_time
+
+from plait.clocks import monotonic
+
+__all__ = ["Heartbeat", "has_gil"]
+
+BEAT_S = 0.000_5
+GONE_S = 0.1
+LATE_S = 0.000_15
+"""What a wake-up may take where the GIL is free: timers and the system are this inexact."""
+
+
+def has_gil() -> bool:
+    """Whether this interpreter has a global lock (not a free-threaded one, python/cpython PEP 703).
+
+    >>> has_gil() in (True, False)
+    True
+    """
+    is_enabled = getattr(sys, "_is_gil_enabled", None)
+    return is_enabled is None or bool(is_enabled())
+
+
+class Heartbeat:
+    """Beats, and counts, from each ``resume`` to the next ``pause``.
+
+    Attributes:
+        beats: how many were counted.
+        cpu_s: the time on a CPU that its own thread took.
+    """
+
+    def __init__(self) -> None:
+        self._bell: SimpleQueue[None] = SimpleQueue()  # rung to have the thread look around
+        self._ended = allocate_lock()
+        self._is_running = False
+        # A clock that stands still in the pauses.
+        self._counted_s = 0.0
+        self._resumed_at: float | None = None
+        self.beats = 0
+        self.cpu_s = 0.0
+        self._beaten_s = 0.0
+        self._held_s = 0.0
+        self._queued_s = 0.0  # of the thread that is watched
+
+    def start(self) -> None:
+        """Start its thread, which waits for ``resume``."""
+        self._ended.acquire()
+        self._is_running = True
+        start_new_thread(self._serve, ())
+
+    def stop(self) -> None:
+        """Stop, and wait for the end of the thread; may be called again."""
+        if self._is_running:
+            self._is_running = False
+            self._bell.put(None)
+            self._ended.acquire(timeout=GONE_S)  # when Python ends, its other threads do not run
+
+    def resume(self) -> None:
+        """Beat and count from now on."""
+        self._resumed_at = monotonic()
+        self._bell.put(None)
+
+    def pause(self, queued_s: float = 0.0) -> None:
+        """Rest, and count no more; what is late now has been late until now.
+
+        For ``queued_s`` seconds of the time that was counted the tasks' own thread had no CPU.
+        Mostly it has then no GIL either, but it would have, had the machine been free.
+        """
+        self._counted_s, self._resumed_at = self._counted(), None
+        self._queued_s += queued_s
+
+    def _counted(self) -> float:
+        resumed_at = self._resumed_at
+        return self._counted_s + (0.0 if resumed_at is None else monotonic() - resumed_at)
+
+    @property
+    def held_share(self) -> float | None:
+        """The share of the time in which the GIL was held by others; None: not known yet."""
+        if not has_gil():
+            return 0.0
+        if not self.beats:
+            return None
+        return self._held_s / max(self._beaten_s - self._queued_s, self._held_s, BEAT_S)
+
+    def _serve(self) -> None:
+        queue = _Queue()
+        try:
+            while self._is_running:
+                if self._resumed_at is None:
+                    self._bell.get()
+                else:
+                    self._beat(queue)
+        finally:
+            queue.close()
+            self._ended.release()
+
+    def _beat(self, queue: _Queue) -> None:
+        queue.read()
+        started = self._counted()
+        with suppress(Empty):
+            self._bell.get(timeout=BEAT_S)
+        self._count(self._counted() - started, queue.read())
+        self.cpu_s = thread_time()
+
+    def _count(self, took_s: float, queued_s: float) -> None:
+        if took_s < BEAT_S:  # a part of it fell into a pause
+            return
+        late_s = max(0.0, took_s - queued_s - BEAT_S)
+        self.beats += 1
+        self._beaten_s += BEAT_S + late_s
+        if late_s > LATE_S:
+            self._held_s += BEAT_S + late_s
+
+
+class _Queue:
+    """How long the calling thread waited for a free CPU, from one reading to the next."""
+
+    def __init__(self) -> None:
+        try:
+            self._fd = os.open("/proc/thread-self/schedstat", os.O_RDONLY | os.O_CLOEXEC)
+        except (OSError, AttributeError):  # only Linux tells
+            self._fd = -1
+        self._last = 0
+
+    def read(self) -> float:
+        if self._fd < 0:
+            return 0.0
+        last, self._last = self._last, int(os.pread(self._fd, 64, 0).split()[1])
+        return (self._last - last) / 1e9
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)

@@ -1,0 +1,188 @@
+"""Watch how a run goes: how many workers to keep busy, and whether another plan is better. Pure.
+
+Used by runs.py, which tells what has finished and when. There are two things to be learned on
+the way. How many tasks that wait are to run at once is found by trying (climb.py). And the
+sample may have been unlike the rest, or may not have shown everything: short releases of the GIL
+look as if threads could use them, an input of unknown length as if it were short. So what is
+measured under way takes the place of what the sample said, and the choice is made once more; the
+time between two such looks doubles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING
+
+from plait.climb import Climber
+from plait.model import GIL_TAX, WAITS_BELOW, Sample, predict
+from plait.plan import choose
+
+if TYPE_CHECKING:
+    from plait.options import Options
+    from plait.outcome import Finished
+    from plait.plan import Plan
+
+__all__ = ["Pilot"]
+
+FIRST_LOOK_S = 0.03
+MOST_CLIMBED = 128
+"""So many threads are tried where nobody said how many."""
+BETTER = 0.75
+"""Another plan has to be predicted to take less than this share of what the present one will."""
+ROUNDS = 3
+"""So many tasks of each worker are waited for at the least."""
+IDLE = 0.7
+"""Workers that are at work for less than this share of the time wait for the parent."""
+
+
+class Pilot:
+    """Steers one lane of a run.
+
+    Attributes:
+        workers: how many to keep busy now.
+        is_leaving: nothing more is to be begun here.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        options: Options,
+        now: float,
+        left: Collection[str] = (),
+        read_queue: Callable[[], float] = lambda: 0.0,
+    ) -> None:
+        """``left`` are the backends that were tried before: none is tried twice.
+
+        ``read_queue`` returns the seconds for which all threads of this process together have
+        ever waited for a free CPU: what threads lose to other programs is not lost to the GIL.
+        """
+        self._plan = plan
+        self._options = options
+        self._left = left
+        self.workers = plan.max_workers
+        self.is_leaving = False
+        self._read_queue = read_queue
+        self._queued_at = read_queue() if self._takes_turns else 0.0
+        self._climber: Climber | None = None
+        if plan.backend in ("threads", "asyncio") and plan.max_workers > 1:
+            self._climber = Climber(plan.max_workers, self.capacity)
+        self._learned_at = now
+        self._since: float | None = None  # the first results came
+        self._look_s = FIRST_LOOK_S
+        self._tasks = 0  # that finished after that
+        self._busy_s = 0.0
+        self._queued_s = 0.0  # of that, in processes, without a CPU
+
+    @property
+    def _climbs(self) -> bool:
+        """Whether more than the planned number of workers may be tried."""
+        plan, options = self._plan, self._options
+        is_open = plan.facts is not None and options.max_workers is None
+        waits = plan.sample is not None and plan.sample.cpu_share < WAITS_BELOW
+        return plan.backend == "threads" and is_open and waits
+
+    @property
+    def _takes_turns(self) -> bool:
+        """Whether the workers may turn out to wait for the GIL."""
+        plan = self._plan
+        computes = plan.sample is not None and plan.sample.cpu_share >= WAITS_BELOW
+        return plan.backend == "threads" and plan.facts is not None and computes
+
+    @property
+    def capacity(self) -> int:
+        """How many workers the pool has to have room for."""
+        return max(MOST_CLIMBED, self.workers) if self._climbs else self.workers
+
+    def depth(self, most: int) -> int:
+        """Return how many chunks a worker may have at once, ``most`` if it is to have some in hand.
+
+        Where there are more workers than are to be busy, each chunk gets one at once.
+        """
+        return 1 if self._climbs else most
+
+    # --- How many workers ---------------------------------------------------------------
+
+    def learn(self, batch: list[Finished], now: float, *, is_full: bool = True) -> None:
+        """Take in what finished; ``is_full`` says that there was enough to do for all workers."""
+        tasks = sum(len(finished.values) for finished in batch)
+        if self._since is None:
+            self._since = now  # what came now began before the clock did
+        else:
+            self._tasks += tasks
+            self._busy_s += sum(finished.seconds for finished in batch)
+            self._queued_s += sum(finished.queued_s for finished in batch)
+        climber = self._climber
+        if climber is not None:
+            seconds, self._learned_at = now - self._learned_at, now
+            if is_full and self._climbs:
+                climber.learn(tasks, seconds)
+            self.workers = climber.size
+
+    def slow_down(self) -> None:
+        """Hear that a task failed as tasks do if a server has too much to do."""
+        if self._climber is not None:
+            self.workers = self._climber.back_off()
+
+    # --- Which plan ---------------------------------------------------------------------
+
+    def is_due(self, now: float) -> bool:
+        """Whether it is time to look at the plan again."""
+        if self._plan.facts is None or self.is_leaving or self._since is None:
+            return False
+        if self._tasks < ROUNDS * self.workers:
+            return False
+        return now - self._since >= self._look_s
+
+    def look_again(self, remaining: int | None, done: int, now: float) -> Sample | None:
+        """Return what is known of the tasks now, if it speaks for another backend.
+
+        ``done`` tasks are done in all, ``remaining`` are left (None: unknown).
+        """
+        self._look_s *= 2
+        facts, sample = self._plan.facts, self._plan.sample
+        measure = MEASURES.get(self._plan.backend)
+        if facts is None or sample is None or measure is None or self._since is None:
+            return None
+        seen = measure(self, sample, now - self._since)._replace(tasks=done)
+        plan = choose(self._options, facts._replace(sample=seen, remaining=remaining))
+        return seen if self._is_other(plan) else None
+
+    def is_worth(self, plan: Plan) -> bool:
+        """Whether to change to a plan: it has to be clearly better than to go on as until now."""
+        chosen = plan.chosen
+        if chosen is None or plan.facts is None or not self._is_other(plan):
+            return False
+        return chosen.seconds < BETTER * predict(self._plan.backend, plan.facts).seconds
+
+    def _is_other(self, plan: Plan) -> bool:
+        return plan.backend != self._plan.backend and plan.backend not in self._left
+
+    def _see_in_loop(self, sample: Sample, elapsed_s: float) -> Sample:  # noqa: ARG002
+        return sample._replace(task_s=self._busy_s / self._tasks)
+
+    def _see_on_threads(self, sample: Sample, elapsed_s: float) -> Sample:
+        """Infer from the throughput who holds the GIL: if they do not add up, they take turns."""
+        if not self._takes_turns:
+            return sample
+        awake_s = max(0.0, elapsed_s - (self._read_queue() - self._queued_at) / self.workers)
+        in_turn = awake_s / self._tasks / (sample.task_s * GIL_TAX)
+        return sample._replace(gil_share=max(sample.held_share, min(in_turn, sample.cpu_share)))
+
+    def _see_on_processes(self, sample: Sample, elapsed_s: float) -> Sample:
+        """Infer from idle workers what the journey costs: then the parent is what is busy."""
+        assert self._plan.facts is not None
+        workers, costs = self._plan.max_workers, self._plan.facts.costs
+        pace = costs.pace if workers > 1 else 1.0
+        task_s = pace * max(0.0, self._busy_s - self._queued_s) / self._tasks
+        seen = sample._replace(task_s=task_s)
+        if self._busy_s > IDLE * workers * elapsed_s:
+            return seen
+        return seen._replace(carry_s=max(sample.carry_s, 2 * elapsed_s / self._tasks))
+
+
+Measure = Callable[[Pilot, Sample, float], Sample]
+MEASURES: dict[str, Measure] = {
+    "serial": Pilot._see_in_loop,  # noqa: SLF001
+    "threads": Pilot._see_on_threads,  # noqa: SLF001
+    "processes": Pilot._see_on_processes,  # noqa: SLF001
+}

@@ -1,0 +1,108 @@
+"""Somebody who notices that a task takes long while the thread that waits is in that very task.
+
+Used by quick.py and probe.py, which run the first tasks in the caller's thread. The sentinel is
+one thread, asleep on a lock until somebody arms it; then it sleeps until it is time to look.
+To arm it takes a microsecond, or ten where it has to be woken. It ends before this process is
+forked, for a process with several threads is not to be forked (Python 3.12 warns of it).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from _queue import SimpleQueue  # as in queue
+from _thread import get_native_id, start_new_thread
+
+from plait.clocks import monotonic
+
+TYPE_CHECKING = False  # as in typing
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["LATE_S", "Sentinel", "Watch", "sentinel"]
+
+LATE_S = 0.02
+"""A task that has been running for so long may go on beside others."""
+GONE_S = 0.05
+"""How long the end of its thread is waited for."""
+
+
+Watch = tuple[float, "Callable[[], object]"]
+"""When to call, and what."""
+
+
+class Sentinel:
+    """Calls what it was armed with, in its own thread, unless it is disarmed in time.
+
+    One thing at a time: while a task of one thread is watched, those of others are not.
+    """
+
+    def __init__(self) -> None:
+        self._bell: SimpleQueue[bool] = SimpleQueue()  # rung with whether the thread is to go on
+        self._is_awake = False
+        self._native_id = 0  # of its thread; 0: there is none
+        self._watch: Watch | None = None
+
+    def arm(self, on_late: Callable[[], object]) -> Watch | None:
+        """Have something called after LATE_S; return what ``disarm`` wants, None if it is busy.
+
+        It is called in the sentinel's thread, and has to be brief.
+        """
+        if self._watch is not None:
+            return None
+        self._watch = watch = (monotonic() + LATE_S, on_late)
+        if not self._is_awake:
+            self._is_awake = True
+            if not self._native_id:
+                self._native_id = -1
+                start_new_thread(self._serve, ())
+            self._bell.put(True)
+        return watch
+
+    def disarm(self, watch: Watch | None) -> None:
+        """Watch that no more. What is called at this very moment may go on."""
+        if self._watch is watch:
+            self._watch = None
+
+    def _serve(self) -> None:
+        self._native_id = get_native_id()
+        while self._bell.get():
+            while (watch := self._next()) is not None:
+                self._look(watch)
+
+    def _next(self) -> Watch | None:
+        """Return what is to be watched; if there is nothing, fall asleep."""
+        if self._watch is None:
+            # Say so before looking again. The other order loses a watch: 1. there is none;
+            # 2. somebody arms, sees that we are awake, and does not ring; 3. we sleep.
+            self._is_awake = False
+        return self._watch
+
+    def _look(self, watch: Watch) -> None:
+        due, on_late = watch
+        left_s = due - monotonic()
+        if left_s > 0:
+            time.sleep(left_s)
+        elif self._watch is watch:
+            self._watch = None
+            on_late()
+
+    def end(self) -> None:
+        """End its thread, and wait until it is gone: this process will be forked."""
+        native_id = self._native_id
+        if native_id <= 0 or self._watch is not None:
+            return
+        self._bell.put(False)
+        until = monotonic() + GONE_S
+        while os.path.exists(f"/proc/self/task/{native_id}") and monotonic() < until:  # noqa: PTH110
+            time.sleep(0.000_05)
+        self.__init__()  # type: ignore[misc]
+
+    def forget(self) -> None:
+        """In a forked child: the thread was the parent's."""
+        self.__init__()  # type: ignore[misc]
+
+
+sentinel = Sentinel()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=sentinel.end, after_in_child=sentinel.forget)
