@@ -37,6 +37,8 @@ LAYERS = (
     "channel",
     "wire_errors",
     "chunks",
+    "curve",
+    "climb",
     "mutables",
     "bytecode",
     "effects",
