@@ -168,7 +168,7 @@ def _look(obj: object, name: str) -> Any:
     return NOTHING if has_get and not issubclass(type(obj), ModuleType) else value
 
 
-def _element_of(obj: object) -> Any:
+def _element_of(obj: Any) -> Any:
     """Return some object like those in a container, or NOTHING."""
     kind = type(obj)
     if issubclass(kind, defaultdict):
