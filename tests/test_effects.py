@@ -236,6 +236,13 @@ def store_in_row(x: Any) -> None:
     ROWS[0][x] = x
 
 
+def append_to_each(x: Any) -> None:
+    for row in ROWS:
+        row.append(x)
+    for key in GROUPS:
+        key.append(x)
+
+
 def in_place(x: Any) -> None:
     results = RESULTS
     results += [x]
@@ -300,6 +307,7 @@ GLOBALS: list[tuple[Callable[..., Any], list[str]]] = [
     (delete, ["deletes from the global dict CACHE"]),
     (group, ["appends to a list in the global defaultdict GROUPS"]),
     (store_in_row, ["stores into a list in the global list ROWS"]),
+    (append_to_each, ["appends to a list in the global list ROWS"]),
     (in_place, ["changes the global list RESULTS"]),
     (environment, ["stores into the _Environ os.environ"]),
     (module_list, ["appends to the list sys.path"]),

@@ -23,7 +23,7 @@ BREAKS = {"RETURN_VALUE", "RETURN_CONST", "RAISE_VARARGS", "RERAISE"} | {
 }
 # They take off what is on top, or nothing, and leave the rest as it is.
 KEEPS = {"POP_TOP", "POP_ITER", "END_FOR", "STORE_NAME", "NOP", "NOT_TAKEN", "RESUME"} | {
-    *("KW_NAMES", "EXTENDED_ARG", "COPY_FREE_VARS", "MAKE_CELL", *BREAKS),
+    *("KW_NAMES", "EXTENDED_ARG", "COPY_FREE_VARS", "MAKE_CELL", "GET_ITER", *BREAKS),
     *(name for name in dis.opmap if name.startswith(("POP_JUMP", "JUMP_IF_"))),
 }
 JUMPS = frozenset((*dis.hasjrel, *dis.hasjabs))
@@ -150,6 +150,12 @@ class Frame:
         self.skip(step)
         self._stack[-1:] = [element]
 
+    def iterate(self, step: Instruction) -> None:  # noqa: ARG002  as all handlers have it
+        """Load the next of ``for x in xs``: the iterator stays, and stands here for what it has."""
+        owner = self._peek(1)
+        has_keys = issubclass(type(owner.obj), dict)
+        self._push(UNKNOWN if has_keys else owner.element())
+
     # --- Storing -----------------------------------------------------------------------------
 
     def store_name(self, step: Instruction) -> None:
@@ -223,6 +229,7 @@ HANDLERS: dict[str, Callable[[Frame, Instruction], None]] = {
     "LOAD_GLOBAL": Frame.load_global,
     **dict.fromkeys(("LOAD_ATTR", "LOAD_METHOD"), Frame.load_attr),
     "BINARY_SUBSCR": Frame.load_element,
+    "FOR_ITER": Frame.iterate,
     **dict.fromkeys(("STORE_FAST", "STORE_FAST_STORE_FAST"), Frame.store_name),
     "STORE_FAST_LOAD_FAST": Frame.store_and_load,
     **dict.fromkeys(("STORE_DEREF", "DELETE_DEREF"), Frame.store_captured),
