@@ -101,10 +101,11 @@ class Watch:
 class Climber:
     """Finds how many tasks to run at once: the fewest that have about the best throughput.
 
-    ``size`` is the number to run now, from ``least`` to ``most``.
+    ``size`` is the number to run now, from ``least`` to ``most``; ``is_settled`` tells whether
+    it was found, and stays until throughput falls or it is time to look again.
 
     >>> climber = Climber(start=4, most=100)
-    >>> for _ in range(60):  # each task takes 0.1 s, and 200 are served in a second
+    >>> for _ in range(40):  # each task takes 0.1 s, and 200 are served in a second
     ...     size = climber.learn(tasks=min(climber.size * 10, 200), seconds=1.0)
     >>> 20 <= size <= 32
     True
