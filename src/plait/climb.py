@@ -206,4 +206,5 @@ class Climber:
         old, self._goal = self.size, goal
         is_slow = self._step and goal > old
         self.size = min(goal, old + self._step) if is_slow else goal
-        self._meter.restart(old if self.size != old else 0)
+        is_there = self.size == goal != old  # on the way there nothing is compared
+        self._meter.restart(old if is_there else 0)
