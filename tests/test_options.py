@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import pickle
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import plait
 from plait.errors import Victim
 from plait.options import FOREIGN, PLANNED, Options
+from plait.retry import tell_of_overload
 
 
 @pytest.mark.parametrize(
@@ -28,6 +30,9 @@ from plait.options import FOREIGN, PLANNED, Options
         ("start_method", "fork", "one of 'server', 'spawn'"),
         ("buffersize", -1, "a whole number from 1 up or 'auto'"),
         ("progress", "bar", "True, False or a function of (done, total)"),
+        ("retry_on", "OSError", "an exception class, a tuple of them, or a function of the error"),
+        ("slow_down_on", 503, "an exception class, a tuple of them, or a function of the error"),
+        ("slow_down_on", int, "an exception class, a tuple of them, or a function of the error"),
     ],
 )
 def test_a_bad_value_names_option_value_and_what_is_allowed(
@@ -56,6 +61,8 @@ def test_a_bad_value_names_option_value_and_what_is_allowed(
         ("max_worker", 4, "Did you mean max_workers?"),
         ("bakend", "threads", "Did you mean backend?"),
         ("timeout_per_task", 3, "Use task_timeout=3."),
+        ("throttle_on", 429, "Use slow_down_on."),
+        ("slow_on", OSError, "Did you mean slow_down_on?"),
         ("journal", "run.db", "It is planned and not part of this version."),
     ],
 )
@@ -98,6 +105,41 @@ def test_coroutine_functions_and_backends_must_fit() -> None:
         plait.map(coroutine, [1], backend="threads")
     with pytest.raises(plait.OptionError, match="is for coroutine functions"):
         plait.map(abs, [1], backend="asyncio")
+
+
+@pytest.mark.parametrize(
+    "value", [TimeoutError, (), (OSError, TimeoutError), lambda error: "503" in str(error)]
+)
+def test_slow_down_on_takes_what_retry_on_takes(value: Any) -> None:
+    assert Options.of({"slow_down_on": value}).slow_down_on is value
+    assert Options.of({"retry_on": value}).retry_on is value
+
+
+def test_a_time_that_is_over_tells_of_an_overloaded_server() -> None:
+    asked = Options.of({}).slow_down_on
+    for error in (
+        TimeoutError(),
+        asyncio.TimeoutError(),  # noqa: UP041  they are the same, and it should stay so
+        plait.TaskTimeout.of_task(VICTIM, 1, 2),
+    ):
+        assert tell_of_overload([ValueError(), error], asked)
+    assert not tell_of_overload([ValueError(), ConnectionError(), KeyboardInterrupt()], asked)
+    assert not tell_of_overload([], asked)
+
+
+def test_a_function_says_which_errors_tell_of_an_overloaded_server() -> None:
+    class HttpError(Exception):
+        def __init__(self, status: int) -> None:
+            self.status = status
+
+    def is_refusal(error: BaseException) -> bool:
+        return isinstance(error, HttpError) and error.status in (429, 503)
+
+    assert tell_of_overload([HttpError(404), HttpError(429)], is_refusal)
+    assert not tell_of_overload([HttpError(404), TimeoutError()], is_refusal)
+    assert not tell_of_overload([TimeoutError()], ())
+    with pytest.raises(AttributeError, match="status"):  # the user's mistake, to be seen
+        tell_of_overload([ValueError()], lambda error: error.status == 503)  # type: ignore[attr-defined]
 
 
 VICTIM = Victim(index=3, item="f(3)", attempt=2, worker="process-1", pid=7)

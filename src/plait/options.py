@@ -13,14 +13,16 @@ from typing import Any, Literal, TypedDict
 
 from plait.errors import OptionError, UnknownOption
 
-__all__ = ["BACKENDS", "ON_ERROR", "START_METHODS", "OptionArgs", "Options"]
+__all__ = ["BACKENDS", "ON_ERROR", "START_METHODS", "ErrorFilter", "OptionArgs", "Options"]
 
 BACKENDS = ("auto", "serial", "threads", "processes", "asyncio")
 ON_ERROR = ("raise", "finish", "return")
 START_METHODS = ("server", "spawn")
 
 Progress = bool | Callable[[int, int | None], None]
-RetryOn = type[BaseException] | tuple[type[BaseException], ...] | Callable[[BaseException], bool]
+ErrorFilter = (
+    type[BaseException] | tuple[type[BaseException], ...] | Callable[[BaseException], bool]
+)
 
 
 class OptionArgs(TypedDict, total=False):
@@ -40,8 +42,9 @@ class OptionArgs(TypedDict, total=False):
     task_timeout: float | str | None
     timeout: float | None
     retries: int
-    retry_on: RetryOn
+    retry_on: ErrorFilter
     backoff: float | tuple[float, float, float]
+    slow_down_on: ErrorFilter
     memory_limit: int | str | None
     max_tasks_per_child: int | None
     prefix_output: bool
@@ -81,6 +84,9 @@ class Options:
         retry_on: for which errors: a class, a tuple of classes, or a function of the error.
         backoff: (initial, factor, maximum) in seconds: before the nth retry a random time
             up to ``initial * factor ** (n - 1)`` passes; a number is (number, 2, unlimited).
+        slow_down_on: for which errors (as ``retry_on``) fewer tasks are run at once on threads
+            and asyncio, for they tell of an overloaded server; () for none. TaskTimeout is a
+            TimeoutError. What a function raises here ends the run, as with ``retry_on``.
         memory_limit: resident memory that a worker process, with what it started, may have:
             bytes, or a text like "2GB" or "512MiB".
         max_tasks_per_child: how many tasks a worker process runs before it is replaced.
@@ -101,8 +107,9 @@ class Options:
     task_timeout: float | str | None = None
     timeout: float | None = None
     retries: int = 0
-    retry_on: RetryOn = Exception
+    retry_on: ErrorFilter = Exception
     backoff: float | tuple[float, float, float] = (0.1, 2.0, 30.0)
+    slow_down_on: ErrorFilter = TimeoutError
     memory_limit: int | str | None = None
     max_tasks_per_child: int | None = None
     prefix_output: bool = False
@@ -235,7 +242,7 @@ def _bytes_of(size: int | str) -> int:
     return int(float(digits) * UNITS[text[len(digits) :].strip()])
 
 
-def _check_retry_on(value: Any) -> str | None:
+def _check_errors(value: Any) -> str | None:
     classes = value if isinstance(value, tuple) else (value,)
     is_classes = all(isinstance(one, type) and issubclass(one, BaseException) for one in classes)
     is_function = callable(value) and not isinstance(value, type)
@@ -268,8 +275,9 @@ CHECKS: dict[str, Check] = {
         if isinstance(value, int) and not isinstance(value, bool) and value >= 0
         else "a whole number from 0 up"
     ),
-    "retry_on": _check_retry_on,
+    "retry_on": _check_errors,
     "backoff": _check_backoff,
+    "slow_down_on": _check_errors,
     "memory_limit": _check_memory_limit,
     "max_tasks_per_child": _count(None),
     "prefix_output": _instance(bool, "True or False"),
@@ -321,6 +329,9 @@ FOREIGN = {
     "maxtasksperchild": "max_tasks_per_child",
     "max_retries": "retries",
     "retry": "retries",
+    "throttle_on": "slow_down_on",
+    "backoff_on": "slow_down_on",
+    "overload_on": "slow_down_on",
     "max_memory": "memory_limit",
     "memory": "memory_limit",
     "prefix": "prefix_output",

@@ -1,19 +1,42 @@
-"""Whether a failed task is tried again, and when. Pure: errors and times in, decisions out."""
+"""Whether a failed task is tried again, and when. Pure: errors and times in, decisions out.
+
+And whether it failed as tasks do where a server has too much to do.
+"""
 
 from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from plait.errors import NotPicklable
 from plait.outcome import Attempt, Chunk, Finished
 
 if TYPE_CHECKING:
-    from plait.options import Options
+    from plait.options import ErrorFilter, Options
 
-__all__ = ["Retries", "RetryPolicy"]
+__all__ = ["Retries", "RetryPolicy", "tell_of_overload"]
+
+
+def tell_of_overload(errors: Iterable[BaseException], slow_down_on: ErrorFilter) -> bool:
+    """Whether one of the errors is what the option ``slow_down_on`` asks for.
+
+    What a function of the user's raises comes out of here, as with ``retry_on``: it is a
+    mistake to be seen. Ask when the outcomes are recorded, and none is lost by it.
+
+    >>> tell_of_overload([ValueError(), TimeoutError()], TimeoutError)
+    True
+    >>> tell_of_overload([OSError("503")], lambda error: "503" in str(error))
+    True
+    """
+    return any(_is_one(error, slow_down_on) for error in errors)
+
+
+def _is_one(error: BaseException, asked: ErrorFilter) -> bool:
+    if isinstance(asked, type | tuple):
+        return isinstance(error, asked)
+    return bool(asked(error))
 
 
 class RetryPolicy:
@@ -53,10 +76,9 @@ class RetryPolicy:
         return draw() * min(initial * factor ** min(attempt - 1, 1000), maximum)
 
     def _is_to_be_retried(self, error: BaseException) -> bool:
-        if isinstance(self._retry_on, type | tuple):
-            # What cannot be pickled cannot be the next time either.
-            return isinstance(error, self._retry_on) and not isinstance(error, NotPicklable)
-        return bool(self._retry_on(error))
+        # What cannot be pickled cannot be the next time either, if nobody says that it can.
+        is_hopeless = isinstance(error, NotPicklable) and isinstance(self._retry_on, type | tuple)
+        return not is_hopeless and _is_one(error, self._retry_on)
 
 
 class Retries:

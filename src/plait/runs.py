@@ -29,7 +29,7 @@ from plait.plan import Plan
 from plait.probe import Probe
 from plait.progress import Show, show_progress
 from plait.report import Report
-from plait.retry import Retries, RetryPolicy
+from plait.retry import Retries, RetryPolicy, tell_of_overload
 
 if TYPE_CHECKING:
     from plait.backends.contract import Backend, Lane
@@ -322,6 +322,10 @@ class Run:
         assert pilot is not None
         for finished in batch:
             room.sizer.learn(len(finished.values), finished.seconds)
+            if finished.errors and tell_of_overload(
+                finished.errors.values(), self._options.slow_down_on
+            ):
+                pilot.slow_down()
         pilot.learn(batch, now := monotonic(), is_full=self._feed.is_open)
         if pilot.is_due(now) and self._feed.is_open and not self._is_stopped:
             self._look_again(pilot, batch[-1] if batch else None, now)

@@ -78,7 +78,7 @@ def test_parts_add_up_to_the_whole(whole: Finished, cuts: set[int]) -> None:
 def test_keep_cuts_a_stretch_into_final_tasks_and_those_tried_again(
     whole: Finished,
     retries: int,
-    retry_on: plait.options.RetryOn,
+    retry_on: plait.options.ErrorFilter,
     backoff: float | tuple[float, float, float],
     drawn: float,
     now: float,
@@ -102,7 +102,7 @@ def test_keep_cuts_a_stretch_into_final_tasks_and_those_tried_again(
         assert len(waiting) == len(to_retry) - 1
 
 
-def is_met(retry_on: plait.options.RetryOn, outcome: plait.Outcome) -> bool:
+def is_met(retry_on: plait.options.ErrorFilter, outcome: plait.Outcome) -> bool:
     assert outcome.error is not None
     if isinstance(retry_on, type | tuple):
         return isinstance(outcome.error, retry_on)
