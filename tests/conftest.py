@@ -18,6 +18,10 @@ from plait import pools, server_process
 # programs that they start to send it to.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# What plait costs on this machine is neither looked up nor kept: choices are to be the same
+# everywhere. Programs that tests start inherit that.
+os.environ["PLAIT_CACHE_DIR"] = ""
+
 # Every way to run tasks, by the options that ask for it.
 WAYS: dict[str, dict[str, Any]] = {
     "serial": {"backend": "serial"},

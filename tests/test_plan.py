@@ -8,9 +8,9 @@ import time
 from typing import Any
 
 import plait
-from plait.options import Options
 from plait.model import Facts, Sample
-from plait.plan import choose
+from plait.options import Options
+from plait.plans import choose
 
 BUSY = Sample(tasks=2, task_s=0.010, cpu_share=0.99)
 WAITING = Sample(tasks=2, task_s=0.010, cpu_share=0.01)

@@ -1,6 +1,6 @@
 """plait: run your function over your items on the right kind of worker, and lose nothing."""
 
-from plait.api import imap, map, run, starmap  # noqa: A004  the names Python gave them
+from plait.api import imap, map, plan, run, starmap  # noqa: A004  the names Python gave them
 
 TYPE_CHECKING = False  # as in typing, which takes longer to load than all of this
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from plait.executor import Executor
     from plait.options import OptionArgs, Options
     from plait.outcome import Attempt, Outcome
-    from plait.plan import Plan
+    from plait.plans import Plan
     from plait.report import Report
     from plait.runs import Run
 
@@ -58,6 +58,7 @@ __all__ = [
     "errors",
     "imap",
     "map",
+    "plan",
     "run",
     "starmap",
 ]
@@ -73,7 +74,7 @@ _HOMES = {
     "Options": "options",
     "Outcome": "outcome",
     "PlaitError": "errors",
-    "Plan": "plan",
+    "Plan": "plans",
     "PoolClosed": "errors",
     "RemoteError": "errors",
     "RemoteTraceback": "errors",

@@ -17,11 +17,12 @@ if TYPE_CHECKING:
     from typing import Any, TypeVar, Unpack
 
     from plait.options import OptionArgs
+    from plait.plans import Plan
     from plait.runs import Run
 
     T = TypeVar("T")
 
-__all__ = ["imap", "map", "run", "starmap"]
+__all__ = ["imap", "map", "plan", "run", "starmap"]
 
 
 def map(  # noqa: A001  the name that Python gave it
@@ -119,16 +120,52 @@ def run(fn: Callable[..., Any], /, *iterables: Iterable[Any], **options: Unpack[
     return make_run(fn, iterables, options)
 
 
+def plan(
+    fn: Callable[..., Any], /, *iterables: Iterable[Any], **options: Unpack[OptionArgs]
+) -> Plan:
+    """Measure the first tasks and return the Plan for the rest; ``print`` shows why.
+
+    The first items are run, for 20 to 80 ms or until one has been, and what they return is
+    dropped; nothing else is run and no worker is started. The Plan is that which ``map`` would
+    follow now, with all that is known: a table of what each way is predicted to take, the reason
+    for the choice, and what would change it. With ``backend=`` given there is nothing to choose,
+    and nothing is run.
+
+    Args:
+        fn: the function.
+        *iterables: the items. Of an iterator those that were run are gone.
+        **options: see ``plait.Options``.
+
+    Raises:
+        What the function or the input raises, and OptionError, UnknownOption.
+
+    >>> import time, plait
+    >>> chosen = plait.plan(time.sleep, [0.005] * 1000)
+    >>> chosen.backend, chosen.max_workers
+    ('threads', 32)
+    """
+    _load(options)
+    from plait.calls import make_plan
+
+    return make_plan(fn, iterables, options)
+
+
 def _map(fn: Any, style: str, iterables: tuple[Iterable[Any], ...], options: Any) -> list[Any]:
     start = None
     if not options and suits(fn, iterables):
-        start = Start(fn, style, iterables)
+        start = Start(fn, style, iterables, _go_beside)
         if start.run():
             return start.values
     _load(options)
     from plait.calls import collect_values
 
     return collect_values(fn, style, iterables, options, start)
+
+
+def _go_beside(start: Start) -> None:
+    from plait.calls import go_beside
+
+    go_beside(start)
 
 
 def _load(options: Any) -> None:

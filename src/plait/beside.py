@@ -33,7 +33,7 @@ from plait.sentinel import sentinel
 
 if TYPE_CHECKING:
     from plait.outcome import Finished
-    from plait.plan import Plan
+    from plait.plans import Plan
     from plait.sentinel import Watch
 
 __all__ = ["Beside", "LongTask"]

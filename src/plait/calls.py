@@ -21,6 +21,7 @@ from plait.runs import Run
 
 if TYPE_CHECKING:
     from plait.backends.contract import Backend
+    from plait.plans import Plan
 
 __all__ = [
     "are_at_hand",
@@ -30,6 +31,7 @@ __all__ = [
     "go_beside",
     "go_on",
     "listed",
+    "make_plan",
     "make_run",
     "prepare",
     "style_of",
@@ -96,6 +98,17 @@ def make_run(fn: Callable[..., Any], iterables: tuple[Iterable[Any], ...], given
     """Do what ``run`` promises."""
     options = check(fn, {"on_error": "return", **given}).with_order(ordered=False)
     return prepare(Call(fn, style_of(iterables)), iterables, options)
+
+
+def make_plan(fn: Callable[..., Any], iterables: tuple[Iterable[Any], ...], given: Any) -> Plan:
+    """Do what ``plan`` promises."""
+    options = check(fn, given).with_order(ordered=True)
+    made = prepare(Call(fn, style_of(iterables)), iterables, options, keeps=True)
+    try:
+        return made.explain()
+    except BaseException as error:
+        attach(error, made)
+        raise
 
 
 # --- From arguments to a Run -------------------------------------------------------------

@@ -13,7 +13,7 @@ from plait.effects import shared_writes
 from plait.errors import NotPicklable
 from plait.host import cpu_count, memory_bytes, monotonic, rss_bytes
 from plait.model import Facts, Sample
-from plait.plan import Plan, choose, speaks_for_processes
+from plait.plans import Plan, choose, speaks_for_processes
 from plait.server_process import start_early
 from plait.worker import depth
 
@@ -85,7 +85,7 @@ def _with_journey(facts: Facts, question: Question, sample: Sample) -> Facts:
         if question.last is not None:
             nbytes, carry_s = _weigh_tasks(question.last)
     except NotPicklable as error:
-        unpicklable = str(error)
+        unpicklable = f"{error.path} is a {error.kind}, which cannot be pickled."
     sample = sample._replace(nbytes=nbytes, carry_s=carry_s)
     writes = shared_writes(question.fn)
     return facts._replace(sample=sample, unpicklable=unpicklable, writes=writes)

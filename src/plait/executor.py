@@ -26,7 +26,7 @@ from plait.limits import Limits
 from plait.model import Facts
 from plait.options import Options
 from plait.outcome import Call
-from plait.plan import choose
+from plait.plans import choose
 from plait.preload import check_preload
 from plait.server_process import start_early
 

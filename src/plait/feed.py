@@ -17,7 +17,7 @@ from plait.outcome import Chunk
 if TYPE_CHECKING:
     from plait.backends.contract import Lane, Setting
     from plait.options import Options
-    from plait.plan import Plan
+    from plait.plans import Plan
 
 __all__ = ["Feed", "Room"]
 

@@ -51,6 +51,7 @@ class Heartbeat:
         self._bell: SimpleQueue[None] = SimpleQueue()  # rung to have the thread look around
         self._ended = allocate_lock()
         self._is_running = False
+        self._is_resting = True
         # A clock that stands still in the pauses.
         self._counted_s = 0.0
         self._resumed_at: float | None = None
@@ -76,7 +77,8 @@ class Heartbeat:
     def resume(self) -> None:
         """Beat and count from now on."""
         self._resumed_at = monotonic()
-        self._bell.put(None)
+        if self._is_resting:
+            self._bell.put(None)
 
     def pause(self, queued_s: float = 0.0) -> None:
         """Rest, and count no more; what is late now has been late until now.
@@ -104,9 +106,13 @@ class Heartbeat:
         queue = _Queue()
         try:
             while self._is_running:
+                # Say so before looking. The other order sleeps through it: 1. we look, there is
+                # a pause; 2. it ends, nobody rests, and the bell is not rung; 3. we rest.
+                self._is_resting = True
                 if self._resumed_at is None:
                     self._bell.get()
-                else:
+                self._is_resting = False
+                if self._resumed_at is not None:
                     self._beat(queue)
         finally:
             queue.close()

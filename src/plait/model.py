@@ -40,7 +40,7 @@ SEEN = 0.25
 """So much of the time in which short tasks hold the GIL is seen at the least."""
 MARGIN = 1.25
 """Where tasks wait they do not do so in turn: so many times more workers are needed for it."""
-WAITS = 0.1
+WAITS = 0.25
 """Tasks that wait for less than this share of their time do not count as tasks that wait."""
 MOST_WORKERS = 1_000_000
 MEMORY_SHARE = 0.8
@@ -209,7 +209,7 @@ def predict(backend: str, facts: Facts) -> Choice:
         return _choice(Choice(backend, workers, seconds, why_not=why_not), facts)
     way = _threads(facts.sample, facts) if backend == "threads" else _processes(facts.sample, facts)
     most = min(_most_workers(backend, facts), max(facts.expected, 1))
-    workers = min(most, _enough_workers(way))
+    workers = min(most, _enough_workers(way, facts.cpus))
     per_s = min(workers / way.round_s, way.most_per_s)
     start_s = way.start_s + workers * way.each_start_s
     seconds = start_s + _work_s(facts, workers, per_s)
@@ -217,10 +217,13 @@ def predict(backend: str, facts: Facts) -> Choice:
     return _choice(found, facts)
 
 
-def _enough_workers(way: _Way) -> int:
-    """Return how many workers reach what is shared: no more are of use (Little's law)."""
-    margin = MARGIN if way.waits > WAITS else 1.0
-    return max(1, math.ceil(way.most_per_s * way.round_s * margin - 0.01))
+def _enough_workers(way: _Way, cpus: int) -> int:
+    """Return how many workers reach what is shared: no more are of use (Little's law).
+
+    Tasks that compute keep a CPU each; that they seem to wait a little is the machine's doing.
+    """
+    enough = max(1, math.ceil(way.most_per_s * way.round_s * MARGIN - 0.01))
+    return enough if way.waits > WAITS else min(enough, cpus)
 
 
 def _choice(choice: Choice, facts: Facts) -> Choice:

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 
 from plait.climb import Climber
 from plait.model import GIL_TAX, WAITS_BELOW, Sample, predict
-from plait.plan import choose
+from plait.plans import choose
 
 if TYPE_CHECKING:
     from plait.options import Options
     from plait.outcome import Finished
-    from plait.plan import Plan
+    from plait.plans import Plan
 
 __all__ = ["Pilot"]
 

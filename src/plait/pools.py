@@ -20,7 +20,7 @@ from plait.host import monotonic
 if TYPE_CHECKING:
     from plait.backends.contract import Backend
     from plait.options import Options
-    from plait.plan import Plan
+    from plait.plans import Plan
 
 __all__ = ["is_warm", "leased"]
 

@@ -86,7 +86,15 @@ class Start:
         thread: the identifiers of this thread, Python's and the system's.
     """
 
-    def __init__(self, fn: Callable[..., Any], style: str, iterables: tuple[Any, ...]) -> None:
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        style: str,
+        iterables: tuple[Any, ...],
+        go_beside: Callable[[Start], None] = lambda _: None,
+    ) -> None:
+        """``go_beside`` is called in a thread of its own if a task takes long."""
+        self._go_beside = go_beside
         self.fn = fn
         self.style = style
         self.iterables = iterables
@@ -119,7 +127,7 @@ class Start:
         return is_over and is_ours
 
     def _hear_of_long_task(self) -> None:
-        start_new_thread(_go_beside, (self,))
+        start_new_thread(self.context.run, (self._go_beside, self))
 
     def _run(self) -> bool:
         fn, items, values, times = self.fn, self.items, self.values, self.times
@@ -164,12 +172,6 @@ class Start:
     def raising_rest(self) -> Iterator[Any]:
         """Return the items that come after those that are done; what ended it comes out there."""
         return self.rest if self.fatal is None else map(_raise, [self.fatal])
-
-
-def _go_beside(start: Start) -> None:
-    from plait.calls import go_beside
-
-    start.context.run(go_beside, start)
 
 
 def _raise(error: BaseException) -> NoReturn:

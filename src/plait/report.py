@@ -10,7 +10,7 @@ from plait.host import cpu_count
 
 if TYPE_CHECKING:
     from plait.outcome import Finished
-    from plait.plan import Plan
+    from plait.plans import Plan
 
 __all__ = ["Report"]
 

@@ -15,7 +15,7 @@ from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from plait import pools
+from plait import costs, pools
 from plait.backends.contract import Setting
 from plait.beside import Beside
 from plait.choice import Question, decide, is_coroutine, look_ahead
@@ -25,7 +25,7 @@ from plait.host import monotonic, queued_s
 from plait.limits import Limits
 from plait.outcome import Call, Finished, Outcome
 from plait.pilot import Pilot
-from plait.plan import Plan
+from plait.plans import Plan
 from plait.probe import Probe
 from plait.progress import Show, show_progress
 from plait.report import Report
@@ -96,6 +96,7 @@ class Run:
         self._retries = Retries(RetryPolicy(options), _draw)
         self._bell: SimpleQueue[None] = SimpleQueue()  # rung to end a wait for the next try
         self._deadline = math.inf
+        self._pool: Backend | None = None
         self._lane: Lane | None = None
         self._pilot: Pilot | None = None  # of the lane
         self._is_cancelled = False
@@ -103,6 +104,7 @@ class Run:
         self._started = 0.0
         self._stack = ExitStack()  # what is to be done at the end
         self._has_begun = False
+        self._explains = False  # nothing but the sample is run
         self._probe: Probe | None = None
         self.beside: Beside | None = None  # the helper of the sample
         self.rest = self._follow_plans()  # what comes after the sample
@@ -206,6 +208,21 @@ class Run:
         if self._feed.error is not None:
             raise self._feed.error
 
+    def explain(self) -> Plan:
+        """Run the sample and nothing else, and return the plan for the rest, in full."""
+        self._explains = True
+        with self._stack:
+            self._begin()
+            for finished in self._take_sample():
+                if finished.errors and self._options.on_error == "raise":
+                    raise finished.errors[min(finished.errors)]
+            if self._feed.error is not None:
+                raise self._feed.error
+            if self.plan is None:
+                self.follow(self._choose())
+        assert self.plan is not None
+        return self.plan
+
     def finished(self) -> list[Finished]:
         """Return what finished and was not handed out, in the order that the options ask for."""
         order = sorted(self._kept) if self._options.ordered else self._kept
@@ -262,6 +279,15 @@ class Run:
         while self._feed.is_open or (self._retries and not self._is_stopped):
             with ExitStack() as stack:
                 yield from self._work(self._open(stack))
+                self._measure_costs()
+
+    def _measure_costs(self) -> None:
+        """At the end of a long call on processes, measure what they cost, if that is not known."""
+        plan, backend = self.plan, self._pool
+        if plan is None or backend is None or self._is_stopped or plan.backend != "processes":
+            return
+        if plan.facts is not None and costs.are_due(monotonic() - self._started):
+            costs.keep(costs.measure(backend))
 
     def _open(self, stack: ExitStack) -> Room:
         plan = self.plan
@@ -274,6 +300,7 @@ class Run:
             if plan.sample and plan.backend == "serial":  # it ran before the sample
                 options = replace(options, initializer=None)
             backend = stack.enter_context(pools.leased(plan, options, pilot.capacity))
+        self._pool = backend
         depth = pilot.depth(backend.traits.queue_depth)
         self._lane = lane = backend.open_lane(self._call, self._setting)
         stack.callback(self._close_lane, lane)
@@ -303,8 +330,9 @@ class Run:
             self._check_time()
             if lane.pending:
                 batch = lane.wait_outcomes(self._patience() if is_full else 0.0)
+                final = self._settle(batch)
                 self._learn(batch, room)
-                yield from self._settle(batch)
+                yield from final
             elif feed.is_open and not feed.is_held_up:
                 feed.wait(self._patience())
             else:
@@ -412,12 +440,13 @@ class Run:
                     yield from self._take_early()
                     return
                 self._check_time()
-                look_ahead(options, probe.sample, self._feed.remaining)
+                if not self._explains:
+                    look_ahead(options, probe.sample, self._feed.remaining)
         self.follow(self._choose(probe.sample, probe.last))
 
     def _make_probe(self) -> Probe:
         feed = self._feed
-        if feed.reads_anywhere and not self._options.has_deadline:
+        if feed.reads_anywhere and not (self._options.has_deadline or self._explains):
             self.beside = Beside(self)
         return Probe(
             self._call, self._take_now, self._sample_limit, lambda: feed.remaining, self.beside
@@ -498,7 +527,8 @@ class Run:
             return Plan(name, workers, self._options.chunksize, "it is open.")
         spent_s = monotonic() - self._started
         remaining = self._feed.remaining
-        return decide(Question(self._call.fn, self._options, sample, remaining, last, spent_s))
+        question = Question(self._call.fn, self._options, sample, remaining, last, spent_s)
+        return decide(question, in_full=self._explains)
 
 
 NOTHING = Finished(-1, [], [], {}, [], "", 0)

@@ -54,6 +54,9 @@ class Sentinel:
         if not self._is_awake:
             self._is_awake = True
             if not self._native_id:
+                # Python takes the thread that imports it first for the main one (until 3.13).
+                import threading  # noqa: F401
+
                 self._native_id = -1
                 start_new_thread(self._serve, ())
             self._bell.put(True)

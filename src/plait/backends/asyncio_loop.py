@@ -29,6 +29,7 @@ class AsyncioBackend:
     """Runs coroutine functions; ``loop`` is the caller's, or None for one of its own."""
 
     traits = Traits(name="asyncio", takes_coroutines=True)
+    start_s = None
 
     def __init__(
         self,

@@ -130,6 +130,14 @@ class Backend(Protocol):
     traits: Traits
     max_workers: int
 
+    @property
+    def start_s(self) -> tuple[float, float] | None:
+        """How long its first worker took to be ready, and from then on each other, in seconds.
+
+        None if that is not known, or not worth knowing.
+        """
+        ...
+
     def open_lane(self, call: Call, setting: Setting | None = None) -> Lane:
         """Open a way for a function. Raises NotPicklable if it cannot travel."""
         ...

@@ -109,6 +109,8 @@ class ProcessBackend:
         self._keys = itertools.count(1)
         self._code = CodeWatch()
         self._false_starts = 0
+        self._asked_at: float | None = None  # for the first worker
+        self._ready_s: list[float] = []  # how long after that each was ready
         self._broken: PlaitError | None = None
         self._strays: deque[Uttered] = deque()  # what workers said that work for no open lane
         self._oom_kills = oom_kills()
@@ -121,6 +123,15 @@ class ProcessBackend:
     def is_usable(self) -> bool:
         """Whether new lanes can be opened."""
         return self._broken is None
+
+    @property
+    def start_s(self) -> tuple[float, float] | None:
+        """How long it took until a worker was ready, and from then on, until each other was.
+
+        Of the first workers of the pool; None if it has none.
+        """
+        times = self._ready_s[: self.max_workers]
+        return (times[0], (times[-1] - times[0]) / max(1, len(times) - 1)) if times else None
 
     @property
     def shared_bytes(self) -> int:
@@ -320,6 +331,8 @@ class ProcessBackend:
     def start_worker(self, context: Context) -> Worker:
         """Start another worker."""
         number = next(self._numbers)
+        if self._asked_at is None:
+            self._asked_at = monotonic()
         worker = Worker.of(number, self._launcher.start(number, self.store.fd))
         self.workers[number] = worker
         self._dispatcher.sort(worker)
@@ -410,6 +423,8 @@ class ProcessBackend:
         elif isinstance(message, Ready):
             worker.is_ready = True
             worker.heard_at = monotonic()
+            if len(self._ready_s) < self.max_workers and self._asked_at is not None:
+                self._ready_s.append(worker.heard_at - self._asked_at)
             self._false_starts = 0
             self._dispatcher.dispatch()
         elif isinstance(message, Released):

@@ -26,6 +26,7 @@ class SerialBackend:
 
     traits = Traits(name="serial")
     max_workers = 1
+    start_s = None
 
     def __init__(self, initializer: Callable[[], object] | None = None) -> None:
         self._initializer = initializer

@@ -50,6 +50,7 @@ class ThreadBackend:
     """A pool of threads; they start when there is work for them."""
 
     traits = Traits(name="threads", queue_depth=2)
+    start_s = None
 
     def __init__(self, max_workers: int, initializer: Callable[[], object] | None = None) -> None:
         self.max_workers = max_workers
