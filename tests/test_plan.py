@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
+import re
 import time
 from typing import Any
+
+import pytest
 
 import plait
 from plait.model import Facts, Sample
 from plait.options import Options
 from plait.plans import choose
 
-BUSY = Sample(tasks=2, task_s=0.010, cpu_share=0.99)
+BUSY = Sample(tasks=20, task_s=0.010, cpu_share=0.99, gil_share=1.0)
+FREE = Sample(tasks=20, task_s=0.010, cpu_share=0.99, gil_share=0.05)
 WAITING = Sample(tasks=2, task_s=0.010, cpu_share=0.01)
 
 
@@ -21,21 +26,39 @@ def plan(options: dict[str, Any] | None = None, **facts: Any) -> plait.Plan:
     return choose(Options.of(options or {}), Facts(**facts))
 
 
-def test_work_that_computes_goes_to_processes() -> None:
+def test_work_that_computes_in_python_goes_to_processes() -> None:
     chosen = plan()
     assert (chosen.backend, chosen.max_workers) == ("processes", 4)
-    assert str(chosen) == "processes x 4: it computes 99% of its time (10 ms a task)."
+    assert chosen.headline == (
+        "processes x 4: it computes 99% of its time (10 ms a task), "
+        "holding the GIL for 99% of it: one process for each CPU."
+    )
+
+
+def test_work_that_lets_go_of_the_gil_goes_to_threads() -> None:
+    chosen = plan(sample=FREE)
+    assert (chosen.backend, chosen.max_workers) == ("threads", 4)
+    assert "holding the GIL for 5% of it only" in chosen.reason
 
 
 def test_work_that_waits_goes_to_threads() -> None:
     chosen = plan(sample=WAITING)
     assert (chosen.backend, chosen.max_workers) == ("threads", 32)
     assert "it waits 99% of its time" in chosen.reason
+    assert plan({"max_workers": 7}, sample=WAITING).max_workers == 7
 
 
-def test_the_more_it_computes_the_fewer_threads() -> None:
-    assert plan(sample=Sample(2, 0.010, 0.45)).max_workers == 16
-    assert plan(sample=Sample(2, 0.010, 0.20), cpus=2).max_workers == 16
+def test_so_many_threads_that_the_wait_is_covered() -> None:
+    """Little's law, and a quarter more: a task in ten that computes is on one of two CPUs."""
+    sample = Sample(20, 0.010, cpu_share=0.1, gil_share=0.1)
+    assert 10 <= plan(sample=sample, cpus=2).max_workers <= 14
+
+
+def test_work_that_waits_and_needs_the_gil_goes_to_processes_where_that_is_faster() -> None:
+    chosen = plan(sample=Sample(20, 0.010, cpu_share=0.45, gil_share=0.45), is_warm=True)
+    assert chosen.backend == "processes"
+    assert chosen.max_workers > 4  # while some wait, others compute
+    assert "what it computes needs the GIL" in chosen.reason
 
 
 def test_coroutine_functions_go_to_asyncio() -> None:
@@ -55,21 +78,45 @@ def test_a_warm_pool_pays_sooner() -> None:
     assert plan(remaining=5, is_warm=True).backend == "processes"
 
 
-def test_an_input_of_unknown_length_is_taken_for_long() -> None:
+def test_an_input_of_unknown_length_is_taken_to_be_three_times_what_was_seen() -> None:
     assert plan(remaining=None).backend == "processes"
     assert plan(remaining=None, sample=WAITING).backend == "threads"
+    assert plan(remaining=None, sample=BUSY._replace(tasks=2)).backend == "serial"
+    assert plan(remaining=None).predicted_s is None
 
 
 def test_one_cpu_or_one_task_has_no_use_for_processes() -> None:
     assert plan(cpus=1).backend == "serial"
+    assert "there is one CPU for it" in plan(cpus=1).reason
     assert plan({"max_workers": 1}).backend == "serial"
-    assert plan(remaining=1, sample=Sample(1, 10.0, 1.0)).backend == "serial"
+    assert "one worker was asked for" in plan({"max_workers": 1}).reason
+    alone = plan(remaining=1, sample=Sample(1, 10.0, 1.0))
+    assert alone.backend == "serial"
+    assert "there is one task left" in alone.reason
 
 
 def test_a_function_that_cannot_travel_stays_and_says_why() -> None:
     chosen = plan(unpicklable="it holds a lock")
     assert chosen.backend == "serial"
-    assert chosen.reason.endswith("it cannot go to processes: it holds a lock")
+    assert chosen.reason.endswith("processes are ruled out: it holds a lock")
+    assert next(one for one in chosen.choices if one.backend == "processes").seconds == math.inf
+
+
+def test_a_function_that_uses_all_cpus_by_itself_stays() -> None:
+    chosen = plan(sample=FREE._replace(own_cpus=3.8))
+    assert chosen.backend == "serial"
+    assert "it uses 3.8 CPUs by itself" in chosen.reason
+
+
+def test_what_costs_more_to_send_than_to_do_stays() -> None:
+    chosen = plan(sample=BUSY._replace(carry_s=0.04))
+    assert chosen.backend == "serial"
+    assert "to send it to a process and back takes 40 ms more" in chosen.reason
+
+
+def test_workers_that_do_not_fit_into_memory_are_not_started() -> None:
+    sample = BUSY._replace(memory_bytes=4e9)
+    assert plan(sample=sample, free_bytes=11e9).max_workers == 2
 
 
 def test_inside_a_worker_nothing_starts_processes() -> None:
@@ -83,7 +130,56 @@ def test_what_was_asked_for_is_done() -> None:
         chosen = plan({"backend": backend, "max_workers": 3}, sample=None)
         assert chosen.backend == backend
         assert chosen.max_workers == (1 if backend == "serial" else 3)
-        assert chosen.reason == "it was asked for."
+        assert str(chosen).endswith(": it was asked for.")
+        assert chosen.predicted_s is None
+
+
+# --- What is said ----------------------------------------------------------------------------
+
+
+def test_a_plan_prints_as_a_table_with_the_reason_and_what_would_change_it() -> None:
+    lines = str(plan()).splitlines()
+    assert lines[0].startswith("processes x 4: ")
+    assert lines[1].split() == ["way", "workers", "seconds", "between", "why", "not"]
+    assert [line.split()[:1] for line in lines[2:4]] == [["serial"], ["threads"]]
+    assert lines[4].startswith(">  processes")
+    assert lines[5].startswith("Below about ")
+
+
+@pytest.mark.parametrize("remaining", [3, 40, 1000])
+@pytest.mark.parametrize("sample", [BUSY, FREE, WAITING, BUSY._replace(task_s=2e-5)])
+def test_what_would_change_the_choice_is_true(sample: Sample, remaining: int) -> None:
+    chosen = plan(sample=sample, remaining=remaining)
+    number = re.search(r"about ([\d,]+) tasks", chosen.hint)
+    if number is None:
+        assert chosen.hint == "Another number of tasks would not change that."
+        return
+    count = int(number[1].replace(",", ""))
+    other = chosen.hint.split(": ")[1].split(" x ")[0].strip(".")
+    beyond = 2 * count if chosen.backend == "serial" else max(1, count // 2)
+    assert other != chosen.backend
+    assert plan(sample=sample, remaining=beyond).backend != chosen.backend
+
+
+def test_in_a_notebook_it_is_a_table_whose_chosen_row_stands_out() -> None:
+    html = plan()._repr_html_()
+    assert '<tr style="font-weight: bold"><td>processes</td><td>4</td>' in html
+    assert "<caption>processes x 4: it computes" in html
+    assert "<table>" in plan({"backend": "threads"})._repr_html_()
+
+
+def test_what_processes_would_not_share_is_a_warning_of_the_plan() -> None:
+    chosen = plan(writes=("it appends to the global list FOUND",))
+    assert chosen.warnings == ("it appends to the global list FOUND; processes do not share that.",)
+    assert "Careful: it appends to the global list FOUND" in str(chosen)
+    assert plan(sample=WAITING, writes=("it sets x",)).warnings == ()
+
+
+def test_a_prediction_counts_the_sample_too() -> None:
+    chosen = plan(spent_s=0.5)
+    assert chosen.chosen is not None
+    assert chosen.predicted_s == 0.5 + chosen.chosen.seconds
+    assert chosen.chosen.low < chosen.chosen.seconds < chosen.chosen.high
 
 
 # --- The same on real functions --------------------------------------------------------------

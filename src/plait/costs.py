@@ -134,7 +134,7 @@ def _write(file: Path, costs: Costs) -> None:
     """Add an entry; the file is replaced in one piece, and nobody else can read it."""
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     entries: Any = {}
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, RecursionError):
         entries = json.loads(file.read_text())
     if not isinstance(entries, dict):
         entries = {}

@@ -28,12 +28,12 @@ UNREAD_TASKS = 128 * 1024  # but no more than so many, in all
 
 
 class Room:
-    """How much a lane is to have: ``workers`` at work, each with up to ``depth`` chunks."""
+    """How much a lane is to have: ``depth`` chunks for each worker, at the most ``most_depth``."""
 
     def __init__(self, lane: Lane, sizer: ChunkSizer, depth: int) -> None:
         self.lane = lane
         self.sizer = sizer
-        self.depth = depth
+        self.depth = self.most_depth = depth
 
 
 class Feed:
@@ -46,6 +46,7 @@ class Feed:
         is_open: false once the input ended, or nothing more is to start.
         is_held_up: nothing more may be read before something is handed out.
         is_stored: all items are there already, and nobody changes them before the end.
+        is_at_hand: any thread may read them, and nothing is done for it.
     """
 
     def __init__(
@@ -67,13 +68,14 @@ class Feed:
         self._options = options
         self._keeps = keeps
         self._input: Input = DirectInput(iter(()))  # until it is opened
+        self._returned: Sequence[Any] | None = None
         self.total = total
         self.fed = 0
         self.handed_out = 0
         self.is_open = True
         self.is_held_up = False
         self.is_stored = is_stored or type(items) is range
-        self._is_at_hand = is_at_hand
+        self.is_at_hand = is_at_hand
 
     def open(self, wake: Callable[[], None]) -> None:
         """Begin to read; ``wake`` is called when an item comes after there was none."""
@@ -93,7 +95,7 @@ class Feed:
     @property
     def reads_anywhere(self) -> bool:
         """Whether another thread than the caller's may go on to read."""
-        return self._is_at_hand or not isinstance(self._input, DirectInput)
+        return self.is_at_hand or not isinstance(self._input, DirectInput)
 
     @property
     def remaining(self) -> int | None:
@@ -123,11 +125,23 @@ class Feed:
             self._input.allow(allowed)
             count = min(count, allowed - self.fed)
             self.is_held_up = count <= 0
-        items = self._input.take(count)
+        if self._returned is not None:
+            items, self._returned = self._returned[:count], self._returned[count:]
+            if not len(self._returned):
+                self._returned = None
+        else:
+            items = self._input.take(count)
         self.fed += len(items)
-        if self._input.has_ended:
+        if self._input.has_ended and self._returned is None:
             self.is_open = False
         return items
+
+    def give_back(self, items: Sequence[Any]) -> None:
+        """Take back the last of the items that were taken: they will be the next."""
+        if len(items):
+            self._returned = items
+            self.fed -= len(items)
+            self.is_open = True
 
     def make_sizer(self, plan: Plan, depth: int) -> ChunkSizer:
         """Return what sizes the chunks: where memory is constant, all of them share its bound."""

@@ -11,7 +11,7 @@ time between two such looks doubles.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from plait.climb import Climber
 from plait.model import GIL_TAX, WAITS_BELOW, Sample, predict
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from plait.outcome import Finished
     from plait.plans import Plan
 
-__all__ = ["Pilot"]
+__all__ = ["Machine", "Pilot"]
 
 FIRST_LOOK_S = 0.03
 MOST_CLIMBED = 128
@@ -32,7 +32,23 @@ BETTER = 0.75
 ROUNDS = 3
 """So many tasks of each worker are waited for at the least."""
 IDLE = 0.7
-"""Workers that are at work for less than this share of the time wait for the parent."""
+BUSY = 0.5
+"""Workers that are at work for less, and a parent that is for more than these shares of the time:
+they wait for it."""
+
+
+class Machine(NamedTuple):
+    """What can be asked of this process, in seconds since ever.
+
+    Attributes:
+        queued_s: for how long all of its threads together have waited for a free CPU: what
+            threads lose to other programs they do not lose to the GIL.
+        cpu_s: for how long they were on one; 0, always, if what they do is not for the workers
+            alone, as where an input is made as it is read.
+    """
+
+    queued_s: Callable[[], float] = lambda: 0.0
+    cpu_s: Callable[[], float] = lambda: 0.0
 
 
 class Pilot:
@@ -49,27 +65,25 @@ class Pilot:
         options: Options,
         now: float,
         left: Collection[str] = (),
-        read_queue: Callable[[], float] = lambda: 0.0,
+        machine: Machine | None = None,
     ) -> None:
-        """``left`` are the backends that were tried before: none is tried twice.
-
-        ``read_queue`` returns the seconds for which all threads of this process together have
-        ever waited for a free CPU: what threads lose to other programs is not lost to the GIL.
-        """
+        """``left`` are the backends that were tried before: none is tried twice."""
         self._plan = plan
         self._options = options
         self._left = left
         self.workers = plan.max_workers
         self.is_leaving = False
-        self._read_queue = read_queue
-        self._queued_at = read_queue() if self._takes_turns else 0.0
+        self._machine = machine or Machine()
+        self._queued_at = self._machine.queued_s() if self._takes_turns else 0.0
+        self._cpu_at = self._machine.cpu_s()
         self._climber: Climber | None = None
         if plan.backend in ("threads", "asyncio") and plan.max_workers > 1:
             self._climber = Climber(plan.max_workers, self.capacity)
+        self._has_slowed = False
         self._learned_at = now
-        self._since: float | None = None  # the first results came
+        self._since: float | None = None  # it is looked at; at first, when first results came
         self._look_s = FIRST_LOOK_S
-        self._tasks = 0  # that finished after that
+        self._tasks = 0  # that finished since
         self._busy_s = 0.0
         self._queued_s = 0.0  # of that, in processes, without a CPU
 
@@ -91,14 +105,16 @@ class Pilot:
     @property
     def capacity(self) -> int:
         """How many workers the pool has to have room for."""
-        return max(MOST_CLIMBED, self.workers) if self._climbs else self.workers
+        planned = self._plan.max_workers
+        return max(MOST_CLIMBED, planned) if self._climbs else planned
 
     def depth(self, most: int) -> int:
-        """Return how many chunks a worker may have at once, ``most`` if it is to have some in hand.
+        """Return how many chunks a worker may have at once now, at the most ``most``.
 
-        Where there are more workers than are to be busy, each chunk gets one at once.
+        Where the pool has more workers than are to be busy, no chunk waits behind another: the
+        others would take it.
         """
-        return 1 if self._climbs else most
+        return most if self.workers >= self.capacity else 1
 
     # --- How many workers ---------------------------------------------------------------
 
@@ -114,13 +130,15 @@ class Pilot:
         climber = self._climber
         if climber is not None:
             seconds, self._learned_at = now - self._learned_at, now
-            if is_full and self._climbs:
+            # A number that was asked for is kept, as long as nobody has too much of it.
+            if is_full and (self._climbs or self._has_slowed):
                 climber.learn(tasks, seconds)
             self.workers = climber.size
 
     def slow_down(self) -> None:
         """Hear that a task failed as tasks do if a server has too much to do."""
         if self._climber is not None:
+            self._has_slowed = True
             self.workers = self._climber.back_off()
 
     # --- Which plan ---------------------------------------------------------------------
@@ -144,6 +162,9 @@ class Pilot:
         if facts is None or sample is None or measure is None or self._since is None:
             return None
         seen = measure(self, sample, now - self._since)._replace(tasks=done)
+        self._since, self._tasks, self._busy_s, self._queued_s = now, 0, 0.0, 0.0
+        self._queued_at = self._machine.queued_s() if self._takes_turns else 0.0
+        self._cpu_at = self._machine.cpu_s()
         plan = choose(self._options, facts._replace(sample=seen, remaining=remaining))
         return seen if self._is_other(plan) else None
 
@@ -164,20 +185,21 @@ class Pilot:
         """Infer from the throughput who holds the GIL: if they do not add up, they take turns."""
         if not self._takes_turns:
             return sample
-        awake_s = max(0.0, elapsed_s - (self._read_queue() - self._queued_at) / self.workers)
+        awake_s = max(0.0, elapsed_s - (self._machine.queued_s() - self._queued_at) / self.workers)
         in_turn = awake_s / self._tasks / (sample.task_s * GIL_TAX)
         return sample._replace(gil_share=max(sample.held_share, min(in_turn, sample.cpu_share)))
 
     def _see_on_processes(self, sample: Sample, elapsed_s: float) -> Sample:
-        """Infer from idle workers what the journey costs: then the parent is what is busy."""
+        """Infer from idle workers and a busy parent what the journey costs."""
         assert self._plan.facts is not None
         workers, costs = self._plan.max_workers, self._plan.facts.costs
         pace = costs.pace if workers > 1 else 1.0
         task_s = pace * max(0.0, self._busy_s - self._queued_s) / self._tasks
         seen = sample._replace(task_s=task_s)
-        if self._busy_s > IDLE * workers * elapsed_s:
+        parent_s = self._machine.cpu_s() - self._cpu_at
+        if self._busy_s > IDLE * workers * elapsed_s or parent_s < BUSY * elapsed_s:
             return seen
-        return seen._replace(carry_s=max(sample.carry_s, 2 * elapsed_s / self._tasks))
+        return seen._replace(carry_s=max(sample.carry_s, 2 * parent_s / self._tasks))
 
 
 Measure = Callable[[Pilot, Sample, float], Sample]

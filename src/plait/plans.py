@@ -214,7 +214,7 @@ def _reason_for_the_loop(facts: Facts, sample: Sample, choices: tuple[Choice, ..
     processes = next(one for one in choices if one.backend == "processes")
     if facts.expected <= 1:
         return f"{what}, and there is one task left."
-    if facts.cpus == 1 and sample.cpu_share < WAITS_BELOW:
+    if facts.cpus == 1 and sample.cpu_share >= WAITS_BELOW:
         return f"{what}, and there is one CPU for it."
     if sample.own_cpus > max(1.3, 0.6 * facts.cpus):
         return f"it uses {sample.own_cpus:.1f} CPUs by itself ({_task_text(sample)})."

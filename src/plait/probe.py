@@ -29,6 +29,7 @@ from plait.worker import run_apart, run_together
 
 if TYPE_CHECKING:
     from plait.beside import Beside, LongTask
+    from plait.tasks import Stretch
 
 __all__ = ["Probe"]
 
@@ -38,6 +39,9 @@ MOST_S = 0.08
 SHARE = 0.01
 GROWTH = 4
 MOST_TASKS = 4096
+STEP_S = 2 * BUDGET_S / 4
+"""A step that takes so long, twice what it was to, ends."""
+TINY_TASKS = 256
 LONG_S = 0.01
 """If less than this is left, it does not matter who holds the GIL."""
 COMPUTES = 0.2
@@ -59,14 +63,17 @@ class Probe:
         limit: Callable[[], float | None] = lambda: None,
         remaining: Callable[[], int | None] = lambda: None,
         beside: Beside | None = None,
+        give_back: Callable[[Sequence[Any]], None] = lambda _: None,
     ) -> None:
         """``read`` returns up to so many of the next items, none at the end.
 
         ``limit`` returns how many seconds the next task may take. Where there is a limit, each
         task runs in a thread of its own, which is left to itself when its time is over.
         ``remaining`` returns how many tasks are left; None: unknown. ``beside`` hears when tasks
-        begin and end, to go on beside one that takes long.
+        begin and end, to go on beside one that takes long. ``give_back`` takes the last of the
+        items that were read, if they are not run after all.
         """
+        self._give_back = give_back
         self._beside = beside
         self._call = call
         self._read = read
@@ -146,7 +153,7 @@ class Probe:
         if limit_s is not None:
             return self._run_aside(chunk, limit_s)
         finished, before, after = self._measure(chunk)
-        self._note(before, after, len(items))
+        self._note(before, after, len(finished.values))
         self._learn_times(finished)
         return finished
 
@@ -229,11 +236,32 @@ class Probe:
         )
 
     def _run(self, chunk: Chunk) -> Finished:
+        """Run a step, or, if its tasks take longer than those before them, the first of it."""
+        until = monotonic() + STEP_S
         if self._mean_s is not None and self._mean_s < TINY_S:
-            stretch = run_together(self._call, chunk.items, catch=CATCH)
+            stretch = self._run_tiny(chunk, until)
         else:
-            (stretch,) = run_apart(self._call, chunk.items, catch=CATCH, flush_s=float("inf"))
-        return Finished.of(chunk, 0, stretch, worker="main", pid=os.getpid())
+            (stretch,) = run_apart(
+                self._call,
+                chunk.items,
+                begin=lambda place: not place or monotonic() < until,
+                catch=CATCH,
+                flush_s=math.inf,
+            )
+        done = len(stretch.values)
+        self._give_back(chunk.items[done:])
+        return Finished.of(chunk, 0, stretch._replace(is_last=True), worker="main", pid=os.getpid())
+
+    def _run_tiny(self, chunk: Chunk, until: float) -> Stretch:
+        stretch = run_together(self._call, chunk.items[:TINY_TASKS], catch=CATCH)
+        while (done := len(stretch.values)) < len(chunk.items) and monotonic() < until:
+            items = chunk.items[done : done + TINY_TASKS]
+            values, errors, times, *_ = run_together(self._call, items, catch=CATCH)
+            stretch.values.extend(values)
+            stretch.errors.update({done + place: error for place, error in errors.items()})
+            started, seconds = stretch.times[0]
+            stretch.times[0] = (started, seconds + times[0][1])
+        return stretch
 
     def _note(self, before: ThreadClock, after: ThreadClock, tasks: int) -> None:
         wall, cpu, queued = (end - start for end, start in zip(after, before, strict=True))

@@ -67,10 +67,13 @@ class Report:
         return max(0.0, self.task_s - self.queued_s)
 
     @property
-    def predicted_loop_s(self) -> float | None:
-        """The time of a for-loop as predicted from the sample, if there was one."""
-        sample = self.plan.sample if self.plan else None
-        return None if sample is None else sample.task_s * self.tasks
+    def predicted_s(self) -> float | None:
+        """The time of the whole call as predicted when the first choice was made; None: it was not.
+
+        ``wall_s`` is what came of it.
+        """
+        first = self.earlier_plans[0] if self.earlier_plans else self.plan
+        return None if first is None else first.predicted_s
 
     @property
     def speedup(self) -> float:
@@ -80,13 +83,16 @@ class Report:
     def __str__(self) -> str:
         return "\n".join(
             (
-                f"plan      {self.plan or 'not decided'}",
+                f"plan      {self.plan.headline if self.plan else 'not decided'}",
+                *(
+                    f"          (changed on the way; before, {p.headline})"
+                    for p in self.earlier_plans
+                ),
                 f"tasks     {self.tasks:,} done, {self.errors:,} of them with an error"
                 + (f"; {self.retries:,} tries more" if self.retries else "")
                 + (f"; {self.abandoned:,} left to themselves" if self.abandoned else ""),
-                f"wall      {self.wall_s:.3f} s, on {self._workers_text()}",
-                f"for-loop  {self.loop_s:.3f} s, the times of the tasks added up"
-                + self._prediction_text(),
+                f"wall      {self.wall_s:.3f} s on {self._workers_text()}{self._prediction_text()}",
+                f"for-loop  {self.loop_s:.3f} s, the times of the tasks added up",
                 f"speed-up  {self.speedup:.2f} x",
                 *([f"shared    {size_text(self.shared_bytes)}"] if self.shared_bytes else []),
             )
@@ -100,7 +106,5 @@ class Report:
         return f"{text} and the caller" if others else "the caller"
 
     def _prediction_text(self) -> str:
-        predicted = self.predicted_loop_s
-        if predicted is None or self.plan is None or self.plan.sample is None:
-            return ""
-        return f" (predicted from the first {self.plan.sample.tasks:,}: {predicted:.3f} s)"
+        predicted = self.predicted_s
+        return "" if predicted is None else f" (predicted: {predicted:.3f} s)"

@@ -12,6 +12,7 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from queue import Empty, SimpleQueue
+from time import process_time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -24,7 +25,7 @@ from plait.feed import Feed, Room
 from plait.host import monotonic, queued_s
 from plait.limits import Limits
 from plait.outcome import Call, Finished, Outcome
-from plait.pilot import Pilot
+from plait.pilot import Machine, Pilot
 from plait.plans import Plan
 from plait.probe import Probe
 from plait.progress import Show, show_progress
@@ -245,6 +246,8 @@ class Run:
             if self.plan is None:
                 self.follow(self._choose())
             yield from self.rest
+            # The helper may have been through with it before its own last task failed.
+            yield from self._follow_plans()
 
     def _begin(self) -> None:
         if self._has_begun:  # by the helper, for a map whose first task took long
@@ -276,10 +279,15 @@ class Run:
     def _follow_plans(self) -> Generator[Finished]:
         """Do what remains: by the plan, and if another turns out to be better, by that."""
         self._begin()
-        while self._feed.is_open or (self._retries and not self._is_stopped):
+        while self._has_more():
             with ExitStack() as stack:
                 yield from self._work(self._open(stack))
                 self._measure_costs()
+
+    def _has_more(self) -> bool:
+        if self._is_cancelled:
+            return False
+        return self._feed.is_open or (bool(self._retries) and not self._is_stopped)
 
     def _measure_costs(self) -> None:
         """At the end of a long call on processes, measure what they cost, if that is not known."""
@@ -293,7 +301,7 @@ class Run:
         plan = self.plan
         assert plan is not None
         left = {earlier.backend for earlier in self.report.earlier_plans}
-        self._pilot = pilot = Pilot(plan, self._options, monotonic(), left, queued_s)
+        self._pilot = pilot = Pilot(plan, self._options, monotonic(), left, self._machine())
         backend = self._backend
         if backend is None:
             options = self._options
@@ -301,10 +309,13 @@ class Run:
                 options = replace(options, initializer=None)
             backend = stack.enter_context(pools.leased(plan, options, pilot.capacity))
         self._pool = backend
-        depth = pilot.depth(backend.traits.queue_depth)
+        depth = backend.traits.queue_depth
         self._lane = lane = backend.open_lane(self._call, self._setting)
         stack.callback(self._close_lane, lane)
         return Room(lane, self._feed.make_sizer(plan, depth), depth)
+
+    def _machine(self) -> Machine:
+        return Machine(queued_s, process_time) if self._feed.is_at_hand else Machine(queued_s)
 
     def _close_lane(self, lane: Lane) -> None:
         is_late = monotonic() >= self._deadline
@@ -320,6 +331,7 @@ class Run:
         while not self._is_cancelled:
             if self.beside is not None and self.beside.must_stop:
                 yield NOTHING  # the helper leaves here, and the caller's thread goes on
+            room.depth = pilot.depth(room.most_depth)
             is_full = pilot.is_leaving or self._fill(room, pilot.workers)
             if self._is_stopped:
                 yield from self._settle(self._retries.give_up())
@@ -329,7 +341,9 @@ class Run:
                 lane.end_input()
             self._check_time()
             if lane.pending:
-                batch = lane.wait_outcomes(self._patience() if is_full else 0.0)
+                has_room = lane.pending < pilot.workers * room.depth
+                patience_s = self._patience(tries=has_room) if is_full else 0.0
+                batch = lane.wait_outcomes(patience_s)
                 final = self._settle(batch)
                 self._learn(batch, room)
                 yield from final
@@ -339,10 +353,14 @@ class Run:
                 self._await_next_try()
 
     def _fill(self, room: Room, workers: int) -> bool:
-        while (retry := self._retries.take_due(monotonic())) is not None:
+        """Submit what workers have room for: tasks that are due to be tried again come first."""
+        while room.lane.pending < workers * room.depth:
+            retry = self._retries.take_due(monotonic())
+            if retry is None:
+                return self._feed.fill(room, workers, self._setting)
             self.report.retries += 1
             room.lane.submit(retry)
-        return self._feed.fill(room, workers, self._setting)
+        return True
 
     def _learn(self, batch: list[Finished], room: Room) -> None:
         """Learn from what finished how large chunks are to be, how many, and by which plan."""
@@ -365,6 +383,8 @@ class Run:
             plan = self._choose(sample, last)
             if pilot.is_worth(plan):
                 pilot.is_leaving = True
+                if self._lane is not None:
+                    self._feed.give_back(self._lane.take_back())
                 self.follow(plan)
 
     def _settle(self, batch: list[Finished]) -> list[Finished]:
@@ -372,17 +392,22 @@ class Run:
         for finished in batch:
             self._setting.limits.time.learn(finished)
         final = batch
-        if self._retries.are_possible and not self._is_stopped:
-            now = monotonic()
-            final = [part for finished in batch for part in self._retries.keep(finished, now)]
-        for finished in final:
-            self._note(finished)
-        self._stop_clock()
+        try:
+            if self._retries.are_possible and not self._is_stopped:
+                now = monotonic()
+                final = [part for finished in batch for part in self._retries.keep(finished, now)]
+        finally:  # the user's ``retry_on`` may raise
+            for finished in final:
+                self._note(finished)
+            self._stop_clock()
         return final
 
-    def _patience(self) -> float | None:
-        """Return how long may be waited before there is something else to do, in seconds."""
-        due = min(self._deadline, self._retries.due)
+    def _patience(self, *, tries: bool = True) -> float | None:
+        """Return how long may be waited before there is something else to do, in seconds.
+
+        ``tries`` says whether a task that is to be tried again could be, when that is due.
+        """
+        due = min(self._deadline, self._retries.due if tries else math.inf)
         return None if due == math.inf else max(0.0, due - monotonic())
 
     def _await_next_try(self) -> None:
@@ -449,7 +474,12 @@ class Run:
         if feed.reads_anywhere and not (self._options.has_deadline or self._explains):
             self.beside = Beside(self)
         return Probe(
-            self._call, self._take_now, self._sample_limit, lambda: feed.remaining, self.beside
+            self._call,
+            self._take_now,
+            self._sample_limit,
+            lambda: feed.remaining,
+            self.beside,
+            feed.give_back,
         )
 
     def _take_over(self, probe: Probe) -> Iterator[Finished]:

@@ -17,7 +17,7 @@ from plait.host import monotonic
 from plait.outcome import Call, Chunk, Finished, Stretch
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
 __all__ = ["AsyncioBackend"]
 
@@ -229,6 +229,10 @@ class AsyncioLane:
 
     def end_input(self) -> None:
         """Do nothing: no task waits behind another while a worker is free."""
+
+    def take_back(self) -> Sequence[Any]:
+        """Return nothing: all of it is with the workers."""
+        return ()
 
     def wake(self) -> None:
         """Have ``wait_outcomes`` return."""

@@ -13,12 +13,12 @@ open at once, each used by one thread at a time, all from different threads.
 from __future__ import annotations
 
 from contextvars import copy_context
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from plait.limits import Limits
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from plait.outcome import Call, Chunk, Finished
 
@@ -87,6 +87,13 @@ class Lane(Protocol):
 
     def end_input(self) -> None:
         """Hear that nothing more will be submitted, but for tasks that are tried again."""
+        ...
+
+    def take_back(self) -> Sequence[Any]:
+        """Return the last of the items that were submitted, if they will not be run after all.
+
+        Those that the caller itself would run next; what is with workers is theirs.
+        """
         ...
 
     @property

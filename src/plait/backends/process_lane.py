@@ -31,7 +31,7 @@ from plait.segments import Placing
 from plait.wire_errors import load_error
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from plait.backends.contract import Setting
     from plait.backends.messages import Results, Said
@@ -318,6 +318,10 @@ class ProcessLane:
         if not self._has_ended:
             self._has_ended = True
             self._backend.balance(self)
+
+    def take_back(self) -> Sequence[Any]:
+        """Return nothing: all of it is with the workers."""
+        return ()
 
     def wake(self) -> None:
         """Have ``wait_outcomes`` return."""

@@ -7,18 +7,24 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from plait.backends.contract import Setting, Traits
+from plait.clocks import monotonic
 from plait.errors import PoolClosed
-from plait.outcome import Call, Chunk, Finished
+from plait.outcome import Call, Chunk, Finished, Stretch
 from plait.quick import CATCH
 from plait.worker import run_apart, run_together
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
 __all__ = ["SerialBackend"]
+
+TINY_TASKS = 1024
+"""So many tasks are run without a look at the clock."""
+TELL_S = 0.03
+"""A chunk that takes longer tells what is done of it."""
 
 
 class SerialBackend:
@@ -61,6 +67,7 @@ class SerialLane:
         self._call = call
         self._chunks: deque[Chunk] = deque()
         self._running: Iterator[Finished] | None = None
+        self._rest: Sequence[Any] = ()  # of the chunk that is running
         self.shared_bytes = 0
         self.abandoned = 0
 
@@ -80,11 +87,21 @@ class SerialLane:
         if self._running is None:
             if not self._chunks:
                 return []
-            self._running = _run(self._call, self._chunks.popleft())
+            chunk = self._chunks.popleft()
+            self._rest = chunk.items
+            self._running = _run(self._call, chunk)
         finished = next(self._running)
+        self._rest = self._rest[len(finished.values) :]
         if finished.is_last:
             self._running = None
         return [finished]
+
+    def take_back(self) -> Sequence[Any]:
+        """Return what is left of the running chunk, if there is no other, and do not run it."""
+        if self._chunks or self._running is None:
+            return ()
+        self._running = None
+        return self._rest
 
     def end_input(self) -> None:
         """Do nothing: no task waits behind another while a worker is free."""
@@ -108,11 +125,32 @@ class SerialLane:
 
 
 def _run(call: Call, chunk: Chunk) -> Iterator[Finished]:
-    if chunk.together:
-        stretch = run_together(call, chunk.items, catch=CATCH)
-        yield Finished.of(chunk, 0, stretch, worker="main", pid=os.getpid())
-        return
+    stretches = (
+        _run_tiny(call, chunk) if chunk.together else run_apart(call, chunk.items, catch=CATCH)
+    )
     done = 0
-    for stretch in run_apart(call, chunk.items, catch=CATCH):
+    for stretch in stretches:
         yield Finished.of(chunk, done, stretch, worker="main", pid=os.getpid())
         done += len(stretch.values)
+
+
+def _run_apart(call: Call, chunk: Chunk) -> Iterator[Stretch]:
+    return run_apart(call, chunk.items, catch=CATCH)
+
+
+def _run_tiny(call: Call, chunk: Chunk) -> Iterator[Stretch]:
+    """Run tiny tasks together; if they turn out to be not so tiny, tell now and then."""
+    items = chunk.items
+    values: list[Any] = []
+    errors: dict[int, BaseException] = {}
+    started = monotonic()
+    for place in range(0, len(items), TINY_TASKS):
+        part = run_together(call, items[place : place + TINY_TASKS], catch=CATCH)
+        if part.errors:
+            errors |= {len(values) + at: error for at, error in part.errors.items()}
+        values += part.values
+        took_s = monotonic() - started
+        is_last = place + TINY_TASKS >= len(items)
+        if is_last or took_s > TELL_S:
+            yield Stretch(values, errors, [(started, took_s)], is_last)
+            values, errors, started = [], {}, monotonic()

@@ -26,7 +26,7 @@ from plait.outcome import Call, Chunk, Finished
 from plait.worker import FLUSH_S, run_apart, run_together
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 __all__ = ["ThreadBackend"]
 
@@ -309,6 +309,10 @@ class ThreadLane:
 
     def end_input(self) -> None:
         """Do nothing: no task waits behind another while a worker is free."""
+
+    def take_back(self) -> Sequence[Any]:
+        """Return nothing: all of it is with the workers."""
+        return ()
 
     def wake(self) -> None:
         """Have ``wait_outcomes`` return."""

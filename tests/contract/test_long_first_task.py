@@ -1,0 +1,226 @@
+"""A run goes on beside a first task that takes long: on every road, and whatever becomes of it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+import plait
+from plait import beside, sentinel
+
+LONG = "the long one"
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a task be long after some milliseconds."""
+    monkeypatch.setattr(sentinel, "LATE_S", 0.005)
+    monkeypatch.setattr(beside, "LOOK_S", 0.005)
+
+
+class Task:
+    """Waits in the long task until all others are done; notes who ran what."""
+
+    def __init__(self, others: int, deed: Callable[[], Any] = lambda: LONG) -> None:
+        self.left = threading.Semaphore(0)
+        self.others = others
+        self.deed = deed
+        self.threads: dict[int, int] = {}
+
+    def __call__(self, place: int) -> Any:
+        assert place not in self.threads  # nothing runs twice
+        self.threads[place] = threading.get_ident()
+        if place:
+            time.sleep(0.001)
+            self.left.release()
+            return place
+        for _ in range(self.others):
+            assert self.left.acquire(timeout=60), "nothing goes on beside the long task"
+        return self.deed()
+
+
+def outcomes_by(road: str, task: Any, items: Any, **options: Any) -> list[plait.Outcome]:
+    if road == "run":
+        return list(plait.run(task, items, ordered=True, **options))
+    if road == "imap":
+        values = list(plait.imap(task, items, **options))
+        return [plait.Outcome(n, n, v, None, 1, "", 0, 0, 0) for n, v in enumerate(values)]
+    values = plait.map(task, items, **options)
+    return [plait.Outcome(n, n, v, None, 1, "", 0, 0, 0) for n, v in enumerate(values)]
+
+
+ROADS = ("map", "map with options", "imap", "run")
+
+
+@pytest.mark.parametrize("make", [range, lambda n: list(range(n))], ids=["range", "list"])
+@pytest.mark.parametrize("road", ROADS)
+def test_all_others_are_done_beside_it_and_it_is_run_by_the_callers_thread(
+    road: str, make: Any
+) -> None:
+    task = Task(others=6)
+    options: Any = {"retries": 1} if road == "map with options" else {}
+    outcomes = outcomes_by(road, task, make(7), **options)
+    assert [outcome.value for outcome in outcomes] == [LONG, 1, 2, 3, 4, 5, 6]
+    assert task.threads[0] == threading.get_ident()
+    assert task.threads[1] != threading.get_ident()
+
+
+def test_a_generator_is_read_by_nobody_but_the_callers_thread() -> None:
+    readers = []
+
+    def source() -> Iterator[int]:
+        for item in range(3):
+            readers.append(threading.get_ident())
+            yield item
+
+    assert plait.map(lambda n: time.sleep(0.05 * (n == 0)), source()) == [None] * 3
+    assert set(readers) == {threading.get_ident()}
+
+
+def test_a_generator_that_a_thread_reads_anyway_goes_on() -> None:
+    task = Task(others=2)
+    assert list(plait.imap(task, iter(range(3)), on_error="raise")) == [LONG, 1, 2]
+
+
+@pytest.mark.parametrize("road", ROADS[:2])
+def test_its_error_is_raised_with_all_that_was_done_beside_it(road: str) -> None:
+    def fail() -> None:
+        raise LookupError("gone")
+
+    options: Any = {"on_error": "raise"} if road == "map with options" else {}
+    with pytest.raises(LookupError, match="gone") as caught:
+        plait.map(Task(4, fail), range(5), **options)
+    (note,) = caught.value.__notes__
+    assert "task 0" in note
+    assert "on main" in note
+    run = caught.value.plait_run  # type: ignore[attr-defined]
+    assert [outcome.value for outcome in run.outcomes] == [None, 1, 2, 3, 4]
+    assert run.report.errors == 1
+
+
+def test_its_error_is_tried_again_elsewhere() -> None:
+    task = Task(3)
+    tries = []
+
+    def flaky(place: int) -> Any:
+        if place == 0:
+            tries.append(threading.get_ident())
+            if len(tries) == 2:
+                return "at last"
+            task(place)
+            raise OSError("once")
+        return task(place)
+
+    assert plait.map(flaky, range(4), retries=1, backoff=0.0) == ["at last", 1, 2, 3]
+    assert tries[0] == threading.get_ident() != tries[1]
+
+
+def test_an_error_of_another_task_is_raised_when_the_long_one_is_over() -> None:
+    has_failed, is_over = threading.Event(), threading.Event()
+
+    def task(place: int) -> int:
+        if place == 0:
+            assert has_failed.wait(60)
+            time.sleep(0.02)
+            is_over.set()
+            return 0
+        has_failed.set()
+        raise LookupError(place)
+
+    with pytest.raises(LookupError) as caught:
+        plait.map(task, range(50))
+    assert is_over.is_set()  # none of its tasks is still running
+    run = caught.value.plait_run  # type: ignore[attr-defined]
+    assert run.outcomes[0].ok
+    assert run.report.tasks < 50
+
+
+@pytest.mark.parametrize("road", ROADS)
+def test_ctrl_c_reaches_it_and_nothing_goes_on(road: str, clean: None) -> None:
+    begun = threading.Event()
+    main = threading.get_ident()
+
+    def task(place: int) -> int:
+        if place:
+            begun.set()
+            time.sleep(0.001)
+            return place
+        assert begun.wait(60)
+        signal.pthread_kill(main, signal.SIGINT)
+        time.sleep(60)
+        raise AssertionError("Ctrl-C was not heard")
+
+    options: Any = {"retries": 1} if road == "map with options" else {}
+    with pytest.raises(KeyboardInterrupt) as caught:
+        outcomes_by(road, task, range(10_000), **options)
+    if road.startswith("map"):
+        run = caught.value.plait_run  # type: ignore[attr-defined]
+        assert all(outcome.ok and outcome.index for outcome in run.outcomes)
+        done = run.report.tasks
+        time.sleep(0.02)
+        assert run.report.tasks == done < 9_999
+
+
+def test_what_the_helper_meets_is_raised_where_it_was_called(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: Any) -> Any:
+        raise plait.WorkerStartError("no workers today")
+
+    monkeypatch.setattr(plait.pools, "open_backend", refuse)
+    monkeypatch.setattr(plait.pools._pools, "warm", [])
+    with pytest.raises(plait.WorkerStartError, match="no workers today") as caught:
+        plait.map(time.sleep, [0.1, 0.01, 0.01])
+    run = caught.value.plait_run  # type: ignore[attr-defined]
+    assert [outcome.value for outcome in run.outcomes] == [None]
+
+
+def test_context_variables_and_order_are_those_of_the_caller() -> None:
+    from contextvars import ContextVar
+
+    name: ContextVar[str] = ContextVar("name")
+    token = name.set("caller")
+    try:
+        task = Task(3)
+        values = plait.map(lambda n: (task(n), name.get()), range(4))
+    finally:
+        name.reset(token)
+    assert values == [(LONG, "caller"), (1, "caller"), (2, "caller"), (3, "caller")]
+
+
+def burn_or_wait(path: str) -> int:
+    """Compute; the task with a path waits until as many others as it says have written there."""
+    total = sum(i * i for i in range(200_000))
+    if not path:
+        return total
+    until = time.monotonic() + 60
+    while not os.path.exists(path):  # noqa: PTH110
+        assert time.monotonic() < until
+        total += sum(i * i for i in range(10_000))
+    return 0
+
+
+def test_processes_work_beside_it(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The long task computes until a process, told by its pid, has run one of the others."""
+    monkeypatch.setattr(beside, "LOOK_S", 0.1)  # or its clocks say too little on a busy machine
+    path = str(tmp_path / "done")
+    ours = os.getpid()
+
+    def task(place: int) -> int:
+        if place == 0:
+            return burn_or_wait(path)
+        if os.getpid() != ours:
+            with open(path, "w"):  # noqa: PTH123
+                pass
+        return burn_or_wait("")
+
+    run = plait.run(task, range(40), ordered=True, max_workers=2)
+    outcomes = list(run)
+    assert [outcome.worker == "main" for outcome in outcomes][:2] == [True, False]
+    assert len(outcomes) == 40

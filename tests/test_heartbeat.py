@@ -1,0 +1,78 @@
+"""Who holds the GIL, as a thread sees it that wants to run often."""
+
+from __future__ import annotations
+
+import threading
+import time
+import zlib
+
+import pytest
+
+from plait.heartbeat import BEAT_S, Heartbeat, has_gil
+
+BLOB = bytes(range(256)) * 1024
+
+
+def share_while(work: object, beats: int) -> float:
+    """Return the share that is seen while a function is called again and again."""
+    assert callable(work)
+    heart = Heartbeat()
+    heart.start()
+    heart.resume()
+    try:
+        while heart.beats < beats:
+            work()
+        heart.pause()
+    finally:
+        heart.stop()
+    share = heart.held_share
+    assert share is not None
+    return share
+
+
+@pytest.mark.skipif(not has_gil(), reason="there is no GIL to be held")
+def test_python_code_holds_it() -> None:
+    assert share_while(lambda: sum(i * i for i in range(1000)), beats=8) > 0.7
+
+
+def test_compression_lets_go_of_it() -> None:
+    assert share_while(lambda: zlib.compress(BLOB), beats=40) < 0.4
+
+
+def test_who_sleeps_does_not_hold_it() -> None:
+    assert share_while(lambda: time.sleep(0.002), beats=40) < 0.4
+
+
+def test_nothing_is_known_before_the_first_beat() -> None:
+    heart = Heartbeat()
+    assert heart.held_share == (None if has_gil() else 0.0)
+    heart.start()
+    heart.stop()
+    heart.stop()
+
+
+def test_it_rests_in_pauses() -> None:
+    heart = Heartbeat()
+    heart.start()
+    heart.resume()
+    while not heart.beats:
+        time.sleep(BEAT_S)
+    heart.pause()
+    beats, cpu_s = heart.beats, heart.cpu_s
+    time.sleep(20 * BEAT_S)  # a beat that was under way may still be counted
+    assert heart.beats <= beats + 1
+    assert heart.cpu_s - cpu_s < 0.005
+    heart.resume()
+    while heart.beats < beats + 3:
+        time.sleep(BEAT_S)
+    heart.stop()
+
+
+def test_its_thread_is_gone_when_it_is_stopped(clean: None) -> None:
+    before = threading.active_count()
+    for _ in range(5):
+        heart = Heartbeat()
+        heart.start()
+        heart.resume()
+        heart.stop()
+    assert threading.active_count() == before

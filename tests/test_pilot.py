@@ -1,0 +1,280 @@
+"""What is learned while a run goes on: how many at once, and whether another plan is better."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import plait
+from plait.model import Facts, Sample
+from plait.options import Options
+from plait.outcome import Finished
+from plait.pilot import FIRST_LOOK_S, MOST_CLIMBED, ROUNDS, Machine, Pilot
+from plait.plans import choose
+
+BUSY = Sample(tasks=20, task_s=0.010, cpu_share=0.99, gil_share=1.0)
+FREE = Sample(tasks=20, task_s=0.010, cpu_share=0.99, gil_share=0.0)
+WAITING = Sample(tasks=2, task_s=0.010, cpu_share=0.01)
+
+
+class Flight:
+    """A pilot with a clock of its own, fed with tasks that took so long."""
+
+    def __init__(self, sample: Sample, remaining: int | None, left: Any = (), **given: Any) -> None:
+        self.options = Options.of(given)
+        facts = Facts(cpus=2, sample=sample, remaining=remaining, is_warm=True)
+        self.plan = choose(self.options, facts)
+        self.queued_s = self.cpu_s = 0.0
+        machine = Machine(lambda: self.queued_s, lambda: self.cpu_s)
+        self.pilot = Pilot(self.plan, self.options, 0.0, left, machine)
+        self.now = self.done = 0.0
+
+    def finish(self, tasks: int, every_s: float, each_s: float, **facts: Any) -> None:
+        """Have tasks finish, one each so many seconds, that took so long each."""
+        for _ in range(tasks):
+            self.now += every_s
+            times = [(self.now - each_s, each_s)]
+            self.pilot.learn([Finished(0, [0], [0], {}, times, "w", 1, **facts)], self.now)
+            self.done += 1
+
+    def look(self, remaining: int | None = 1000) -> plait.Plan | None:
+        """Return the plan to which it would change."""
+        assert self.pilot.is_due(self.now)
+        sample = self.pilot.look_again(remaining, int(self.done), self.now)
+        if sample is None:
+            return None
+        facts = Facts(cpus=2, sample=sample, remaining=remaining, is_warm=True)
+        plan = choose(self.options, facts)
+        return plan if self.pilot.is_worth(plan) else None
+
+
+def test_a_loop_whose_tasks_get_longer_goes_to_processes() -> None:
+    flight = Flight(BUSY._replace(task_s=1e-6), 1000)
+    assert flight.plan.backend == "serial"
+    flight.finish(20, 0.01, 0.01)
+    plan = flight.look()
+    assert plan is not None
+    assert plan.backend == "processes"
+
+
+def test_a_loop_that_goes_as_predicted_goes_on() -> None:
+    flight = Flight(BUSY._replace(task_s=1e-6), 1000)
+    flight.finish(100, 0.001, 1e-6)
+    assert flight.look() is None
+
+
+def test_an_input_of_unknown_length_goes_to_processes_when_it_has_lasted() -> None:
+    flight = Flight(BUSY._replace(tasks=1, task_s=1e-4), None)
+    assert flight.plan.backend == "serial"
+    flight.finish(30, 0.01, 0.01)
+    plan = flight.look(remaining=None)
+    assert plan is not None
+    assert plan.backend == "processes"
+
+
+def test_threads_that_take_turns_are_given_up() -> None:
+    """Short releases of the GIL look as if threads could use them: the throughput tells."""
+    flight = Flight(FREE, 1000)
+    assert flight.plan.backend == "threads"
+    flight.finish(20, 0.0115, 0.02)  # one at a time, and each waits for the other
+    plan = flight.look()
+    assert plan is not None
+    assert plan.backend == "processes"
+
+
+def test_threads_that_work_at_once_stay() -> None:
+    flight = Flight(FREE, 1000)
+    flight.finish(20, 0.0055, 0.011)
+    assert flight.look() is None
+
+
+def test_threads_that_wait_for_a_cpu_do_not_wait_for_the_gil() -> None:
+    """With another program on both CPUs: each of two threads has a CPU for half of the time."""
+    flight = Flight(FREE, 1000)
+    flight.finish(20, 0.0115, 0.02)
+    flight.queued_s = flight.now  # of two threads, half of the time each
+    assert flight.look() is None
+
+
+def test_processes_that_wait_for_the_parent_are_given_up() -> None:
+    flight = Flight(BUSY, 1000)
+    assert flight.plan.backend == "processes"
+    flight.finish(20, 0.05, 0.01)  # both together work a tenth of the time
+    flight.cpu_s = 0.9 * flight.now
+    plan = flight.look()
+    assert plan is not None
+    assert plan.backend == "serial"
+
+
+def test_processes_that_have_no_cpu_stay() -> None:
+    """They are idle, and so is the parent: the machine is busy with something else."""
+    flight = Flight(BUSY, 1000)
+    flight.finish(20, 0.05, 0.01)
+    flight.cpu_s = 0.1 * flight.now
+    assert flight.look() is None
+
+
+def test_processes_that_work_stay() -> None:
+    flight = Flight(BUSY, 1000)
+    flight.finish(20, 0.006, 0.012)
+    assert flight.look() is None
+
+
+def test_no_backend_is_tried_twice() -> None:
+    flight = Flight(BUSY, 1000, left={"serial", "threads"})
+    flight.finish(20, 0.05, 0.01)
+    flight.cpu_s = 0.9 * flight.now
+    assert flight.look() is None
+
+
+def test_it_looks_when_enough_was_seen_and_then_at_doubled_times() -> None:
+    flight = Flight(BUSY, 1000)
+    flight.finish(1, FIRST_LOOK_S, 2 * FIRST_LOOK_S)
+    assert not flight.pilot.is_due(flight.now)  # the first results only start the clock
+    flight.finish(1, FIRST_LOOK_S, 2 * FIRST_LOOK_S)
+    assert not flight.pilot.is_due(flight.now)  # one task tells nothing
+    flight.finish(ROUNDS * 2, 0.006, 0.012)
+    assert flight.look() is None
+    flight.finish(ROUNDS * 2, 0.006, 0.012)
+    assert not flight.pilot.is_due(flight.now)
+    flight.finish(ROUNDS * 2, 0.006, 0.012)
+    assert flight.pilot.is_due(flight.now)
+
+
+def test_what_was_asked_for_is_not_changed() -> None:
+    flight = Flight(BUSY, 1000, backend="threads")
+    flight.finish(100, 0.01, 0.02)
+    assert not flight.pilot.is_due(flight.now)
+    assert flight.pilot.workers == flight.pilot.capacity == flight.plan.max_workers
+
+
+def test_waiting_threads_climb_while_the_throughput_does() -> None:
+    flight = Flight(WAITING, 100_000)
+    assert flight.plan.max_workers == 32
+    assert flight.pilot.capacity == MOST_CLIMBED
+    assert flight.pilot.depth(2) == 1
+    for _ in range(600):  # each takes 10 ms, however many there are at once
+        flight.finish(1, 0.010 / flight.pilot.workers, 0.010)
+    assert flight.pilot.workers > 64
+
+
+def test_waiting_threads_do_not_climb_where_nothing_is_gained() -> None:
+    flight = Flight(WAITING, 100_000)
+    for _ in range(1500):  # 2,000 a second are served
+        flight.finish(1, max(0.010 / flight.pilot.workers, 1 / 2000), 0.010)
+    assert flight.pilot.workers <= 40
+
+
+def test_a_number_of_threads_that_was_asked_for_is_the_most() -> None:
+    flight = Flight(WAITING, 100_000, max_workers=8)
+    flight.finish(600, 0.001, 0.010)
+    assert flight.pilot.workers == flight.pilot.capacity == 8
+
+
+def test_an_overloaded_server_gets_fewer_at_once() -> None:
+    for given in ({}, {"backend": "threads", "max_workers": 32}):
+        flight = Flight(WAITING, 100_000, **given)
+        flight.pilot.slow_down()
+        assert flight.pilot.workers == 16
+        flight.pilot.slow_down()  # of the same moment
+        assert flight.pilot.workers == 16
+
+
+# --- In real runs ----------------------------------------------------------------------------
+
+
+class Server:
+    """Serves so many at once and refuses more; notes how many there were."""
+
+    def __init__(self, places: int) -> None:
+        self.places = places
+        self.lock = threading.Lock()
+        self.inside = 0
+        self.most = 0
+        self.refused = 0
+
+    def ask(self, n: int) -> int:
+        with self.lock:
+            self.inside += 1
+            self.most = max(self.most, self.inside)
+            is_full = self.inside > self.places
+            self.refused += is_full
+        try:
+            time.sleep(0.002)
+            if is_full:
+                raise ConnectionError("503")
+            return n
+        finally:
+            with self.lock:
+                self.inside -= 1
+
+
+@pytest.mark.parametrize("backend", ["threads", "asyncio"])
+def test_a_server_that_refuses_is_asked_less_and_all_is_done(backend: Any) -> None:
+    server = Server(places=4)
+
+    async def ask(n: int) -> int:
+        import asyncio
+
+        return await asyncio.to_thread(server.ask, n)
+
+    values = plait.map(
+        ask if backend == "asyncio" else server.ask,
+        range(300),
+        backend=backend,
+        max_workers=24,
+        chunksize=1,
+        retries=50,
+        backoff=0.0,
+        slow_down_on=lambda error: "503" in str(error),
+    )
+    assert values == list(range(300))
+    assert server.most > 4  # it began with all of them
+    calm = server.refused
+    assert calm < 300  # with 24 at once nearly every one would be, again and again
+
+
+def test_a_predicate_that_raises_loses_nothing() -> None:
+    def confused(error: BaseException) -> bool:
+        raise TypeError("what?")
+
+    def task(n: int) -> int:
+        if n == 7:
+            raise OSError("gone")
+        return n
+
+    with pytest.raises(TypeError, match="what") as caught:
+        plait.map(task, range(20), backend="threads", chunksize=10, slow_down_on=confused)
+    run = caught.value.plait_run  # type: ignore[attr-defined]
+    assert 7 in [outcome.index for outcome in run.outcomes]
+
+
+def burn(n: int) -> int:
+    return sum(i * i for i in range(n))
+
+
+def test_a_plan_is_changed_in_the_middle_and_nothing_is_lost_or_done_twice() -> None:
+    """The first tasks are tiny, so that it stays in the loop; then they are not."""
+    begun: list[int] = []
+
+    def items() -> Iterator[int]:
+        for n in itertools.chain([10] * 30_000, [60_000] * 400):
+            begun.append(n)
+            yield n
+
+    run = plait.run(burn, items(), ordered=True, max_workers=2)
+    outcomes = list(run)
+    assert [outcome.index for outcome in outcomes] == list(range(30_400))
+    assert [outcome.value for outcome in outcomes] == [burn(10)] * 30_000 + [burn(60_000)] * 400
+    assert len(begun) == 30_400
+    assert run.plan is not None
+    if plait.host.cpu_count() > 1:
+        assert [plan.backend for plan in run.report.earlier_plans] == ["serial"]
+        assert run.plan.backend == "processes"
+        assert "process-1" in run.report.workers
+    assert "changed on the way" in str(run.report)
