@@ -16,6 +16,7 @@ import plait
 LAYERS = (
     "clocks",
     "tables",
+    "scaling",
     "bare",
     "server_process",
     "spin",
