@@ -1,6 +1,6 @@
 """What the functions of api.py do: check what they are given, make a Run, and view it.
 
-Used by aio.py and executor.py, too. Arguments are checked here, once.
+Used by aio.py, executor.py and sweeping.py, too. Arguments are checked here, once.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "attach",
     "check",
+    "collect",
     "collect_values",
     "listed",
     "make_run",
@@ -52,12 +53,7 @@ def collect_values(
             items = cast("Any", iterables[0])[len(start.items) :]
         is_stored = are_stored(iterables)
         made = Run(call, items, start.total, options, keeps=True, start=start, is_stored=is_stored)
-    try:
-        made.collect()
-    except BaseException as error:  # Ctrl-C, too, carries what was finished
-        attach(error, made)
-        raise
-    return listed(made, options)
+    return collect(made, options)
 
 
 def yield_values(
@@ -129,6 +125,16 @@ def style_of(iterables: tuple[Iterable[Any], ...]) -> str:
 
 
 # --- From a Run to values ----------------------------------------------------------------
+
+
+def collect(made: Run, options: Options) -> list[Any]:
+    """Do a run and return all of its values, or raise what its errors ask for."""
+    try:
+        made.collect()
+    except BaseException as error:  # Ctrl-C, too, carries what was finished
+        attach(error, made)
+        raise
+    return listed(made, options)
 
 
 def listed(made: Run, options: Options) -> list[Any]:
