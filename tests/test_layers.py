@@ -83,7 +83,9 @@ LAYERS = (
     "sweeping",
     "",
     "cli_items",
+    "cli_shared",
     "json_lines",
+    "cli_sweep",
     "cli",
 )
 # Loaded when used: other people's slow packages, and modules that one backend alone needs.
