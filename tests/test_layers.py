@@ -17,6 +17,7 @@ LAYERS = (
     "clocks",
     "tables",
     "scaling",
+    "ranking",
     "bare",
     "server_process",
     "spin",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import xml.etree.ElementTree as ElementTree
 from typing import Any
@@ -236,10 +237,10 @@ def test_an_error_of_a_task_is_raised_as_map_raises_it(notes: Notes, backend: st
 
 @pytest.mark.parametrize("backend", ["threads", "processes"])
 def test_an_error_on_workers_alone_closes_their_pool(notes: Notes, backend: str) -> None:
-    caller = threading.get_ident(), __import__("os").getpid()
+    caller = threading.get_ident(), os.getpid()
 
     def fail_elsewhere(x: int) -> int:
-        if (threading.get_ident(), __import__("os").getpid()) != caller:
+        if (threading.get_ident(), os.getpid()) != caller:
             raise KeyError(x)
         return x
 

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from statistics import median
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from plait.scaling import Range, quartiles
+from plait.ranking import quartiles
+
+if TYPE_CHECKING:
+    from plait.scaling import Range
 
 __all__ = ["LOOP", "Row", "Timing", "Way"]
 

@@ -8,20 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from plait.scaling import (
-    Law,
-    Range,
-    as_good_as_best,
-    best_way,
-    excess,
-    is_worse,
-    quartiles,
-    worse_than_best,
-)
+from plait.ranking import as_good_as_best, best_way, excess, is_worse, quartiles, worse_than_best
 from plait.sweep_rows import LOOP, Row, Way
 from plait.tables import duration_text
+
+if TYPE_CHECKING:
+    from plait.scaling import Law, Range
 
 __all__ = [
     "HEADER",

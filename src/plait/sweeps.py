@@ -13,7 +13,8 @@ from functools import cached_property
 from os import PathLike
 from statistics import median
 
-from plait.scaling import LEAST_SIZES, Law, as_good_as_best, best_way, fit_rounds
+from plait.ranking import as_good_as_best, best_way
+from plait.scaling import LEAST_SIZES, Law, fit_rounds
 from plait.sweep_chart import Chart, Curve, draw
 from plait.sweep_rows import LOOP, Row, Way
 from plait.sweep_words import (
