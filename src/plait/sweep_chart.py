@@ -20,7 +20,11 @@ KINDS = (".png", ".svg")
 COLOURS = {"threads": "#2563eb", "processes": "#c2410c", "asyncio": "#15803d"}
 GREY = "#667085"
 IDEAL = {"color": "#cbd2dc", "ls": "--", "lw": 1}
-BESIDE = {"xytext": (12, 8), "textcoords": "offset points"}
+BESIDE = {
+    "xytext": (12, 8),
+    "textcoords": "offset points",
+    "bbox": {"fc": "white", "ec": "none", "alpha": 0.8, "pad": 1},
+}
 STEPS = 200
 
 
@@ -39,6 +43,14 @@ class Curve(NamedTuple):
     law: Law | None
     recommended: int | None
 
+    @property
+    def top(self) -> float:
+        """The highest rate of the curve, measured or by the law."""
+        highest = max(max(rates) for rates in self.rates.values())
+        if self.law is None:
+            return highest
+        return max(highest, *map(self.law.throughput, _spread(max(self.rates))))
+
 
 class Chart(NamedTuple):
     """All that is in the picture; ``loop`` is how many tasks a second the plain loop did."""
@@ -51,11 +63,8 @@ class Chart(NamedTuple):
 
     @property
     def top(self) -> float:
-        """The highest rate that was measured."""
-        rates = [
-            rate for curve in self.curves for of_size in curve.rates.values() for rate in of_size
-        ]
-        return max(self.loop, *rates)
+        """The highest rate in the picture, measured or by a law."""
+        return max(self.loop, *(curve.top for curve in self.curves))
 
 
 def check_path(path: str | PathLike[str]) -> str:
@@ -98,7 +107,7 @@ def _draw_frame(axes: Any, chart: Chart) -> None:
     axes.set_xticks(sizes, [str(size) for size in sizes])
     axes.minorticks_off()
     axes.set_xlim(2**-0.3, sizes[-1] * 2**0.3)
-    axes.set_ylim(0, 1.2 * chart.top)
+    axes.set_ylim(0, 1.1 * chart.top)
     axes.set_xlabel("workers")
     axes.set_ylabel("tasks a second, opening and closing included")
     axes.set_title(f"{chart.title}\n{chart.subtitle}", loc="left", fontsize=10)

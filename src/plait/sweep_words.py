@@ -37,7 +37,8 @@ LAW_HEADER = ("law of scaling", "contention", "coherency", "peak", "misfit", "")
 LAW_NOTE = """\
 Contention: the share of the work that only one can do at a time. Coherency: what each
 pair of workers costs. Peak: with more workers than that it takes longer. In brackets
-where each is with 90% confidence; misfit: how far the law is from the times above."""
+where each is with 90% confidence; misfit: how far the law is from the times above, on
+which, and not on the law, the recommendation rests."""
 
 
 def cells(rows: Iterable[Row], loops: Sequence[float], recommended: Way) -> list[tuple[str, ...]]:
