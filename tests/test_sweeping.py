@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import doctest
 import json
 import os
 import threading
 import xml.etree.ElementTree as ElementTree
+from types import ModuleType
 from typing import Any
 
 import pytest
 
 import plait
-from plait import sweeping
+from plait import sweep_rows, sweeping
 from plait.backends import open_backend
 from plait.backends.contract import Backend
 from plait.errors import OptionError, UnknownOption, WorkerStartError
@@ -49,6 +51,11 @@ class Notes:
 @pytest.fixture
 def notes(monkeypatch: pytest.MonkeyPatch) -> Notes:
     return Notes(monkeypatch)
+
+
+@pytest.mark.parametrize("module", [sweeping, sweep_rows])
+def test_the_examples_in_its_docstrings(module: ModuleType) -> None:
+    assert doctest.testmod(module).failed == 0
 
 
 # --- What is measured --------------------------------------------------------------------
