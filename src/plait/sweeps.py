@@ -74,7 +74,7 @@ class Sweep:
     def recommended(self) -> Way:
         """What has the fewest workers of all that is as good as the best; perhaps the loop.
 
-        As good is what takes no more than 3% longer, or than the rounds vary (up to 10%). To open
+        As good is what takes no more than 3% longer, or than the rounds vary (up to 15%). To open
         and to close the pool counts, too: it is recommended for so much work.
         """
         return as_good_as_best(self._times)
