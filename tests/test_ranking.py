@@ -73,6 +73,15 @@ def test_where_rounds_vary_more_more_is_as_good_but_there_is_an_end() -> None:
     assert excess([1.0, 9.0, 1.5, 3.0, 1.0], best)[1] == FAR
 
 
+def test_what_is_hardly_better_than_the_loop_is_not_worth_it_where_more_is() -> None:
+    best = [1.0, 1.0, 1.0, 1.0, 1.0]
+    shaky = [1.13, 0.9, 1.3, 1.02, 1.1]
+    times = {1: shaky, 2: best}
+    assert as_good_as_best(times) == 1
+    assert as_good_as_best(times, loops=[time * 1.02 for time in shaky]) == 2
+    assert as_good_as_best(times, loops=[time * 1.5 for time in shaky]) == 1
+
+
 @examples(200)
 @given(st.lists(st.lists(seconds, min_size=4, max_size=4), min_size=1, max_size=6))
 def test_the_choice_is_one_of_the_ways_and_not_worse_than_the_best(

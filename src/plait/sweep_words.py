@@ -71,7 +71,7 @@ def sentence(rows: Sequence[Row]) -> str:
     best = best_way(times)
     if not is_worse(rows[0].loops, times[best]):
         return f"{rows[0].backend.capitalize()}: the loop is as fast, or faster."
-    size = as_good_as_best(times)
+    size = as_good_as_best(times, rows[0].loops)
     text = f"{by_size[size].way}: {by_size[size].speedup:.2f} times as fast as the loop."
     return f"{text[0].upper()}{text[1:]} {_more_text(size, by_size, times)}"
 

@@ -13,7 +13,7 @@ from functools import cached_property
 from os import PathLike
 from statistics import median
 
-from plait.ranking import as_good_as_best, best_way
+from plait.ranking import as_good_as_best, best_way, is_worse
 from plait.scaling import LEAST_SIZES, Law, fit_rounds
 from plait.sweep_chart import Chart, Curve, draw
 from plait.sweep_rows import LOOP, Row, Way
@@ -77,7 +77,10 @@ class Sweep:
         As good is what takes no more than 3% longer, or than the rounds vary (up to 15%). To open
         and to close the pool counts, too: it is recommended for so much work.
         """
-        return as_good_as_best(self._times)
+        pools = self._times
+        del pools[LOOP]
+        is_worth_it = is_worse(self.loops, pools[best_way(pools)])
+        return as_good_as_best(pools, self.loops) if is_worth_it else LOOP
 
     @cached_property
     def laws(self) -> dict[str, Law | None]:
