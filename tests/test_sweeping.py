@@ -7,6 +7,7 @@ import json
 import os
 import threading
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
@@ -341,6 +342,20 @@ def test_a_function_that_is_over_at_once_gets_the_loop() -> None:
 def test_of_two_kinds_that_are_as_good_the_one_with_fewer_workers_is_recommended() -> None:
     assert swept(4.0, threads={8: 1.0}, processes={4: 1.02}).recommended == ("processes", 4)
     assert swept(4.0, threads={4: 1.0}, processes={4: 0.99}).recommended == ("processes", 4)
+
+
+def test_a_busy_machine_is_told_of() -> None:
+    busy = replace(CPU_BOUND, waited=0.42)
+    assert "\nOther programs had the CPUs: the loop waited for one 42% of its time." in str(busy)
+    assert "Other programs" not in str(replace(CPU_BOUND, waited=0.05))
+
+
+def test_how_long_a_thread_waited_for_a_cpu_is_a_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweeping, "read_thread_clock", lambda: (3.0, 1.0, 0.5))
+    assert sweeping._share_waited((1.0, 0.0, 0.0)) == 0.25
+    assert sweeping._share_waited((3.0, 1.0, 0.5)) == 0
+    monkeypatch.undo()
+    assert 0 <= plait.sweep(double, range(5), **TINY).waited <= 1
 
 
 def test_times_of_a_row_are_medians_and_quartiles() -> None:

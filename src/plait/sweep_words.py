@@ -21,6 +21,7 @@ __all__ = [
     "HEADER",
     "LAW_HEADER",
     "LAW_NOTE",
+    "busy_text",
     "cells",
     "law_cells",
     "law_record",
@@ -86,6 +87,14 @@ def _more_text(size: int, by_size: Mapping[int, Row], times: Mapping[int, Sequen
     longer, _ = excess(times[worse], times[best_way(times)])
     hurt = f"{by_size[worse].way} take {longer:.0%} longer."
     return hurt if worse == more[0] else f"More bring nothing; {hurt}"
+
+
+def busy_text(waited: float) -> str:
+    """Say that others were at work."""
+    return (
+        f"Other programs had the CPUs: the loop waited for one {waited:.0%} of its time. "
+        "Sweep again when they are done."
+    )
 
 
 def law_cells(laws: Mapping[str, Law | None]) -> list[tuple[str, ...]]:

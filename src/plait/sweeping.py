@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from plait.backends import open_backend
 from plait.calls import check, collect, prepare
 from plait.choice import is_coroutine
+from plait.clocks import ThreadClock, read_thread_clock
 from plait.errors import OptionError, UnknownOption
 from plait.host import cpu_count, monotonic
 from plait.inputs import can_slice
@@ -83,23 +85,32 @@ def sweep(
     ways = [LOOP, *(Way(name, size) for name in work.options for size in _check_sizes(sizes))]
     show = options.get("progress", False)
     times: dict[Way, list[Timing]] = {way: [] for way in ways}
+    waits: list[float] = []
     with show_progress(show, work.call.name, (repeats + 1) * len(ways)) as tell:
         for done, (way, counts) in enumerate(_turns(ways, repeats), 1):
+            before = read_thread_clock()
             timing = _measure(work, way)
             if counts:
                 times[way].append(timing)
+            if way == LOOP:
+                waits.append(_share_waited(before))
             if tell is not None:
                 tell(done, (repeats + 1) * len(ways))
     loops = tuple(max(timing.total_s, TICK_S) for timing in times[LOOP])
     rows = tuple(Row(*way, tuple(times[way]), loops) for way in ways[1:])
-    return Sweep(work.call.name, len(work.items), cpu_count(), loops, rows)
+    return Sweep(work.call.name, len(work.items), cpu_count(), loops, rows, median(waits))
+
+
+def _share_waited(before: ThreadClock) -> float:
+    """Return the share of the time since then for which this thread waited for a free CPU."""
+    wall, _, queued = (now - then for now, then in zip(read_thread_clock(), before, strict=True))
+    return queued / wall if wall else 0.0
 
 
 def _turns(ways: list[Way], repeats: int) -> Iterator[tuple[Way, bool]]:
     """Yield who is next, and whether it counts: once each in a round, in an order of its own.
 
-    (If all rounds had the same order, each way would always follow the same one, and would
-    have to bear what that leaves behind.)
+    (In the same order each would always have to bear what the same one leaves behind.)
     """
     from random import Random  # it takes longer to load than all of this
 
@@ -146,7 +157,10 @@ def _check(
     stored: Any = items if can_slice(items) else list(items)
     if not len(stored):
         raise ValueError("plait.sweep needs at least one item, and there is none")
-    return _Work(Call(fn), stored, each, _loop_options(fn, next(iter(each.values()))))
+    name = "asyncio" if is_coroutine(fn) else "serial"
+    # The loop need not obey what only processes can.
+    alone: Any = {"backend": name, "memory_limit": None, "max_tasks_per_child": None, "preload": ()}
+    return _Work(Call(fn), stored, each, replace(next(iter(each.values())), **alone))
 
 
 def _check_backends(fn: Callable[..., Any], backends: object) -> tuple[str, ...]:
@@ -177,12 +191,6 @@ def _listed(given: object) -> tuple[Any, ...]:
 
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _loop_options(fn: Callable[..., Any], options: Options) -> Options:
-    """Return the options for the loop: without what only processes can obey."""
-    name = "asyncio" if is_coroutine(fn) else "serial"
-    return replace(options, backend=name, memory_limit=None, max_tasks_per_child=None, preload=())
 
 
 # --- One run -----------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from plait.sweep_words import (
     HEADER,
     LAW_HEADER,
     LAW_NOTE,
+    busy_text,
     cells,
     law_cells,
     law_record,
@@ -31,6 +32,8 @@ from plait.sweep_words import (
 from plait.tables import escape, html_table, text_table
 
 __all__ = ["Sweep"]
+
+BUSY = 0.1  # from so much waiting on, other programs have a say in the result
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,8 @@ class Sweep:
         rows: one for each backend and size; times in seconds: ``open_s``, ``run_s``,
             ``close_s``, ``total_s`` (medians), ``min_s``, ``spread`` (quartiles); ``speedup``,
             ``efficiency``; ``timings`` has those of each round.
+        waited: the share of its time for which the loop waited for a free CPU, as other programs
+            had them all (0 where the system does not tell: anywhere but on Linux).
     """
 
     function: str
@@ -52,6 +57,7 @@ class Sweep:
     cpus: int
     loops: tuple[float, ...] = field(repr=False)
     rows: tuple[Row, ...]
+    waited: float = 0.0
 
     # --- What follows ------------------------------------------------------------------
 
@@ -141,7 +147,8 @@ class Sweep:
     @property
     def _sentences(self) -> list[str]:
         of_each = [sentence(self.of(name)) for name in self.backends]
-        return [f"Recommended: {self.recommended}.", *of_each]
+        busy = [] if self.waited < BUSY else [busy_text(self.waited)]
+        return [f"Recommended: {self.recommended}.", *of_each, *busy]
 
     @property
     def _no_law_text(self) -> str:
@@ -159,6 +166,7 @@ class Sweep:
             "function": self.function,
             "tasks": self.tasks,
             "cpus": self.cpus,
+            "waited": self.waited,
             "loop": {**summary(self.loops), "rounds": self.loops},
             "rows": list(map(row_record, self.rows)),
             "laws": {name: law and law_record(law) for name, law in self.laws.items()},
