@@ -224,6 +224,7 @@ def _run_loop(work: _Work) -> float:
 
 def _run_pool(work: _Work, way: Way, options: Options) -> Timing:
     """Open a pool, do the work, and close it."""
+    options = replace(options, max_workers=way.workers)
     started = monotonic()
     backend = open_backend(way.backend, way.workers, options)
     try:
