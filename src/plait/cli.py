@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import sys
-import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, cast
 
@@ -31,6 +28,7 @@ from plait.cli_shared import (
     OutputError,
     Range,
     exit_codes,
+    hearing_signals,
     read_number,
     read_numbers,
     say,
@@ -49,8 +47,6 @@ if TYPE_CHECKING:
     from plait.outcome import Outcome
 
 __all__ = ["app", "main"]
-
-END = b"\0"  # no signal has this number
 
 ON_ERROR = ("return", "raise")  # "finish" is "return" here: each line is an outcome
 
@@ -249,7 +245,7 @@ class _Mapping:
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # nohup ignores it
             signal.signal(signal.SIGINT, self._interrupt)
         try:
-            with _hearing_signals(self._run.wake), self._run:
+            with hearing_signals(self._run.wake), self._run:
                 for outcome in self._run:
                     self._print(outcome)
         except (UsageError, PlaitError):
@@ -283,35 +279,6 @@ class _Mapping:
         if self.report.errors:
             rest = "; nothing was started after the first error" if self._stops_at_error else ""
             say(f"plait: {self.report.errors} of {self.report.tasks} tasks failed{rest}")
-
-
-@contextmanager
-def _hearing_signals(wake: Callable[[], None]) -> Iterator[None]:
-    """Have no signal wait for its handler longer than it must.
-
-    One that arrives between Python's last look for signals and the system call in which the
-    main thread goes to sleep is handled when that wakes up, which may be never. What C
-    writes to the wakeup file then is seen by a thread, which wakes the main thread.
-    """
-    reader, writer = socket.socketpair()
-    writer.setblocking(False)
-
-    def listen() -> None:
-        while reader.recv(1) != END:
-            wake()
-
-    thread = threading.Thread(target=listen, name="plait-signals", daemon=True)
-    thread.start()
-    before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-    try:
-        yield
-    finally:
-        signal.set_wakeup_fd(before)
-        writer.setblocking(True)
-        writer.send(END)
-        thread.join()
-        reader.close()
-        writer.close()
 
 
 if __name__ == "__main__":

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from functools import partial
 from typing import Annotated, Any, BinaryIO, NoReturn
@@ -30,6 +32,7 @@ __all__ = [
     "OutputError",
     "Range",
     "exit_codes",
+    "hearing_signals",
     "leave",
     "read_number",
     "read_numbers",
@@ -41,6 +44,7 @@ __all__ = [
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 128 + signal.SIGINT
 CLOSED_PIPE = 128 + 13  # what a shell shows for a program that SIGPIPE ended
+END = b"\0"  # no signal has this number
 SHOW_CURSOR = "\x1b[?25h"  # a progress bar hides it
 
 # --- The function and the items, as arguments --------------------------------------------
@@ -156,3 +160,35 @@ def shout(text: str) -> None:
     with suppress(OSError):
         start = "\n" + SHOW_CURSOR if os.isatty(2) else ""
         os.write(2, (start + text).encode())
+
+
+# --- Signals -----------------------------------------------------------------------------
+
+
+@contextmanager
+def hearing_signals(wake: Callable[[], None]) -> Iterator[None]:
+    """Have no signal wait for its handler longer than it must.
+
+    One that arrives between Python's last look for signals and the system call in which the
+    main thread goes to sleep is handled when that wakes up, which may be never. What C
+    writes to the wakeup file then is seen by a thread, which wakes the main thread.
+    """
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+
+    def listen() -> None:
+        while reader.recv(1) != END:
+            wake()
+
+    thread = threading.Thread(target=listen, name="plait-signals", daemon=True)
+    thread.start()
+    before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        writer.setblocking(True)
+        writer.send(END)
+        thread.join()
+        reader.close()
+        writer.close()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
@@ -26,6 +27,7 @@ from plait.cli_shared import (
     OutputError,
     Range,
     exit_codes,
+    hearing_signals,
     leave,
     read_number,
     read_numbers,
@@ -105,25 +107,43 @@ def _sweep(
         "chunksize": read_number(chunksize),
         "progress": _is_terminal() if progress is None else progress,
     }
-    with exit_codes(), take_stdout() as out:
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # nohup ignores it
-            signal.signal(signal.SIGINT, _interrupt)
+    with exit_codes(), take_stdout() as out, hearing_signals(_CtrlC().hear):
         _check_files(plot, json)
         with open_items(items or [], range_, input_, jsonl=jsonl) as source:
             swept = _run(load_function(function), source, given, jsonl=jsonl)
         _put_out(swept, out, plot, json)
 
 
-def _interrupt(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001
-    """End the sweep; a thread that runs a task cannot be ended, but by ending all."""
-    signal.signal(signal.SIGINT, _end_now)
-    shout("plait: interrupted; threads finish what they run, Ctrl-C again ends it\n")
-    raise KeyboardInterrupt
+class _CtrlC:
+    """Hears Ctrl-C: the first ends the sweep, the second all, wherever the main thread is.
 
+    It may wait for a thread that runs a task, which cannot be ended but by ending all.
+    """
 
-def _end_now(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001
-    shout("plait: ended now\n")
-    os._exit(INTERRUPTED)
+    def __init__(self) -> None:
+        self._heard = 0
+        self._is_interrupted = False
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # nohup ignores it
+            signal.signal(signal.SIGINT, self._interrupt)
+
+    def _interrupt(self, signum: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        if not self._is_interrupted:
+            self._is_interrupted = True
+            shout("plait: interrupted; threads finish what they run, Ctrl-C again ends it\n")
+            raise KeyboardInterrupt
+
+    def hear(self) -> None:
+        """Take in a signal, in a thread of its own."""
+        self._heard += 1
+        if self._heard == 1:
+            # The main thread was perhaps about to sleep, and would handle it when it wakes up.
+            # Another one wakes it.
+            main = threading.main_thread().ident
+            assert main is not None
+            signal.pthread_kill(main, signal.SIGINT)
+        elif self._heard > 2:  # the second was ours
+            shout("plait: ended now\n")
+            os._exit(INTERRUPTED)
 
 
 def _listed(numbers: Any) -> tuple[Any, ...]:
