@@ -125,6 +125,7 @@ class _CtrlC:
         self._is_interrupted = False
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # nohup ignores it
             signal.signal(signal.SIGINT, self._interrupt)
+            signal.signal(signal.SIGURG, lambda *_: None)  # it wakes the main thread, no more
 
     def _interrupt(self, signum: int, frame: FrameType | None) -> None:  # noqa: ARG002
         if not self._is_interrupted:
@@ -137,10 +138,11 @@ class _CtrlC:
         self._heard += 1
         if self._heard == 1:
             # The main thread was perhaps about to sleep, and would handle it when it wakes up.
-            # Another one wakes it.
+            # Another signal wakes it. (A SIGINT would be taken for a second Ctrl-C, for which a
+            # pool does not put its books in order.)
             main = threading.main_thread().ident
             assert main is not None
-            signal.pthread_kill(main, signal.SIGINT)
+            signal.pthread_kill(main, signal.SIGURG)
         elif self._heard > 2:  # the second was ours
             shout("plait: ended now\n")
             os._exit(INTERRUPTED)
