@@ -675,13 +675,13 @@ def test_progress_on_request(here: Path) -> None:
 
 def test_a_signal_that_does_not_interrupt_a_wait_is_heard() -> None:
     """It came just before the wait, or, as here, to another thread: C has it, Python not yet."""
-    from plait.cli import _hearing_signals
+    from plait.cli_shared import hearing_signals
 
     woken: SimpleQueue[None] = SimpleQueue()
     heard: list[int] = []
     before = signal.signal(signal.SIGUSR1, lambda signum, _: heard.append(signum))
     try:
-        with _hearing_signals(lambda: woken.put(None)):
+        with hearing_signals(lambda: woken.put(None)):
             kill = threading.Thread(
                 target=lambda: signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
             )

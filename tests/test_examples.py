@@ -68,6 +68,21 @@ def test_squares(run_example: RunExample) -> None:
     assert sorted(int(n) for _, values in workers for n in values.split(", ")) == squares
 
 
+def test_squares_by_pool_size(run_example: RunExample, tmp_path: Path) -> None:
+    output = run_example("squares_by_pool_size.py", "--plot", tmp_path / "sweep.png")
+    squares = [n * n for n in range(1, 11)]
+    pools = re.findall(r"^(.*): (\[.*\]) in [\d.]+ ms$", output, re.MULTILINE)
+    ways = ["2 processes", "4 processes", "8 processes", "the plain loop"]
+    assert pools == [(way, str(squares)) for way in ways]
+
+    assert "square_slowly, 100 tasks: medians of 3 rounds" in output
+    rows = re.findall(r"^processes +(\d) .* +\d+%", output, re.MULTILINE)
+    assert rows == ["2", "4", "8"]
+    assert re.search(r"^Recommended: (the loop|\d processes)\.$", output, re.MULTILINE)
+    with Image.open(tmp_path / "sweep.png") as picture:
+        assert picture.format == "PNG"
+
+
 def test_downloads(run_example: RunExample) -> None:
     output = run_example("downloads.py")
     for backend in ("serial", "threads", "auto"):

@@ -14,6 +14,8 @@ import plait
 LAYERS = (
     "clocks",
     "tables",
+    "scaling",
+    "ranking",
     "bare",
     "server_process",
     "spin",
@@ -85,9 +87,16 @@ LAYERS = (
     "aio",
     "futures",
     "executor",
+    "sweep_chart",
+    "sweep_rows",
+    "sweep_words",
+    "sweeps",
+    "sweeping",
     "",
     "cli_items",
+    "cli_shared",
     "json_lines",
+    "cli_sweep",
     "cli",
 )
 # Loaded when used: other people's slow packages, and modules that one backend alone needs.
@@ -97,6 +106,7 @@ SLOW = (
     "ctypes",
     "difflib",
     "logging",
+    "matplotlib",
     "psutil",
     "random",
     "rich",

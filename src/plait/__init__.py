@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from plait.plans import Plan
     from plait.report import Report
     from plait.runs import Run
+    from plait.sweeping import sweep
+    from plait.sweeps import Sweep
 
 __version__ = "0.1.0"
 
@@ -47,6 +49,7 @@ __all__ = [
     "Report",
     "Run",
     "RunTimeout",
+    "Sweep",
     "TaskError",
     "TaskTimeout",
     "UnknownOption",
@@ -61,6 +64,7 @@ __all__ = [
     "plan",
     "run",
     "starmap",
+    "sweep",
 ]
 
 # Where the other names are: each is imported when somebody asks for it.
@@ -81,6 +85,7 @@ _HOMES = {
     "Report": "report",
     "Run": "runs",
     "RunTimeout": "errors",
+    "Sweep": "sweeps",
     "TaskError": "errors",
     "TaskTimeout": "errors",
     "UnknownOption": "errors",
@@ -89,6 +94,7 @@ _HOMES = {
     "amap": "aio",
     "arun": "aio",
     "errors": "errors",
+    "sweep": "sweeping",
 }
 
 if not TYPE_CHECKING:  # or type checkers would believe in any name

@@ -1,6 +1,6 @@
 """What the functions of api.py do: check what they are given, make a Run, and view it.
 
-Used by aio.py and executor.py, too. Arguments are checked here, once.
+Used by aio.py, executor.py and sweeping.py, too. Arguments are checked here, once.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ __all__ = [
     "are_at_hand",
     "attach",
     "check",
+    "collect",
     "collect_values",
     "go_beside",
     "go_on",
@@ -53,12 +54,7 @@ def collect_values(
         made = prepare(Call(fn, style), iterables, options, keeps=True)
     else:
         made = go_on(start, options) if start.beside is None else start.beside.run
-    try:
-        made.collect()
-    except BaseException as error:  # Ctrl-C, too, carries what was finished
-        attach(error, made)
-        raise
-    return listed(made, options)
+    return collect(made, options)
 
 
 def go_on(start: Start, options: Options) -> Run:
@@ -179,6 +175,16 @@ def style_of(iterables: tuple[Iterable[Any], ...]) -> str:
 
 
 # --- From a Run to values ----------------------------------------------------------------
+
+
+def collect(made: Run, options: Options) -> list[Any]:
+    """Do a run and return all of its values, or raise what its errors ask for."""
+    try:
+        made.collect()
+    except BaseException as error:  # Ctrl-C, too, carries what was finished
+        attach(error, made)
+        raise
+    return listed(made, options)
 
 
 def listed(made: Run, options: Options) -> list[Any]:

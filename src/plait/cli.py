@@ -1,27 +1,42 @@
-"""The command line: ``plait map MODULE:FUNCTION ITEM...``.
+"""The command line, and ``plait map MODULE:FUNCTION ITEM...``.
 
-Results are JSON Lines on stdout, and nothing else ever is: while plait runs, file
-descriptor 1 leads to stderr, for this process and for all that it starts, and only
-plait itself writes to what stdout was before.
+Results are JSON Lines on stdout, and nothing else ever is (see cli_shared.py). Other commands have
+modules of their own.
 """
 
 from __future__ import annotations
 
 import os
 import signal
-import socket
 import sys
-import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, redirect_stdout, suppress
+from collections.abc import Callable, Iterable
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, NoReturn, cast
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, cast
 
 import typer
 
 import plait
+from plait import cli_sweep
 from plait.cli_items import UsageError, load_function, open_items
-from plait.errors import OptionError, PlaitError, UnknownOption
+from plait.cli_shared import (
+    FAILED,
+    INTERRUPTED,
+    Function,
+    Input,
+    Items,
+    Jsonl,
+    OutputError,
+    Range,
+    exit_codes,
+    hearing_signals,
+    read_number,
+    read_numbers,
+    say,
+    shout,
+    take_stdout,
+    text_hint,
+)
+from plait.errors import OptionError, PlaitError
 from plait.json_lines import json_line
 from plait.options import BACKENDS, START_METHODS, OptionArgs, Options
 from plait.server_process import start_early
@@ -32,12 +47,6 @@ if TYPE_CHECKING:
     from plait.outcome import Outcome
 
 __all__ = ["app", "main"]
-
-FAILED, USAGE, INTERRUPTED = 1, 2, 128 + signal.SIGINT
-CLOSED_PIPE = 128 + 13  # what a shell shows for a program that SIGPIPE ended
-SHOW_CURSOR = "\x1b[?25h"  # a progress bar hides it
-
-END = b"\0"  # no signal has this number
 
 ON_ERROR = ("return", "raise")  # "finish" is "return" here: each line is an outcome
 
@@ -66,6 +75,9 @@ def _plait(
         typer.echo(context.get_help())
 
 
+cli_sweep.add_to(app)
+
+
 # --- plait map ---------------------------------------------------------------------------
 
 # In a paragraph that begins with \b every release of typer keeps the lines as they are.
@@ -73,7 +85,8 @@ MAP_HELP = """\
 Call a function with every item and print the results as JSON Lines.
 
 FUNCTION is imported from MODULE, which is installed or in the current directory. \
-Items come from the arguments, from --range, or from --input, one on each line. \
+Items come from the arguments, from --range, or from --input, one on each line, which \
+may be endless. \
 They are text, unless --jsonl says that they are JSON.
 
 Each line on stdout is one result: {"index": 0, "item": "a.jpg", "value": 17}, or, \
@@ -96,15 +109,10 @@ Exit codes: 0 all well, 1 some tasks failed, 2 wrong usage, 130 interrupted. \
 Ctrl-C lets the running tasks finish; Ctrl-C again ends at once.
 """
 
-_Items = partial(typer.Option, rich_help_panel="Items, from one of three sources")
 _Work = partial(typer.Option, rich_help_panel="How they are run")
 _Care = partial(typer.Option, rich_help_panel="When something goes wrong")
 _Output = partial(typer.Option, rich_help_panel="What is shown")
 
-_FUNCTION_HELP = "Where to find it, for example math:sqrt or images:Photo.open."
-_ITEM_HELP = "The items. Patterns like '*.jpg' stand for the files that they match."
-_INPUT_HELP = "A file with one item on each line; - is standard input. It may be endless."
-_JSONL_HELP = "Items are JSON values: 4 is a number, [1, 2] a list."
 _BACKEND_HELP = "The kind of worker; auto measures the first tasks and chooses."
 _BUFFER_HELP = "Items read ahead, or done and waiting for their turn to be printed."
 _START_HELP = "Processes are forked from a small server, or each started as a fresh Python."
@@ -120,15 +128,12 @@ _PROGRESS_HELP = "A bar on stderr; by default where stderr is a terminal and std
 
 @app.command("map", help=MAP_HELP, epilog=MAP_EPILOG)
 def _map(
-    function: Annotated[str, typer.Argument(metavar="MODULE:FUNCTION", help=_FUNCTION_HELP)],
-    items: Annotated[list[str] | None, typer.Argument(metavar="ITEM", help=_ITEM_HELP)] = None,
+    function: Function,
+    items: Items = None,
     *,
-    range_: Annotated[
-        tuple[int, int] | None,
-        _Items("--range", metavar="A B", help="The integers from A to B, both included."),
-    ] = None,
-    input_: Annotated[str | None, _Items("--input", metavar="FILE", help=_INPUT_HELP)] = None,
-    jsonl: Annotated[bool, _Items("--jsonl", help=_JSONL_HELP)] = False,
+    range_: Range = None,
+    input_: Input = None,
+    jsonl: Jsonl = False,
     backend: Annotated[str, _Work(metavar="|".join(BACKENDS), help=_BACKEND_HELP)] = "auto",
     max_workers: Annotated[str | None, _Work(metavar="N", help="How many at most.")] = None,
     chunksize: Annotated[str, _Work(metavar="N|auto", help="Tasks sent together.")] = "auto",
@@ -161,23 +166,23 @@ def _map(
 ) -> None:
     given = {
         "backend": backend,
-        "max_workers": _number(max_workers),
-        "chunksize": _number(chunksize),
-        "buffersize": _number(buffersize),
+        "max_workers": read_number(max_workers),
+        "chunksize": read_number(chunksize),
+        "buffersize": read_number(buffersize),
         "start_method": start_method,
         "preload": tuple(preload or ()),
         "on_error": on_error,
-        "retries": _number(retries),
-        "backoff": _numbers(backoff),
-        "task_timeout": _number(task_timeout),
-        "timeout": _number(timeout),
-        "memory_limit": _number(memory_limit),
-        "max_tasks_per_child": _number(max_tasks_per_child),
+        "retries": read_number(retries),
+        "backoff": read_numbers(backoff),
+        "task_timeout": read_number(task_timeout),
+        "timeout": read_number(timeout),
+        "memory_limit": read_number(memory_limit),
+        "max_tasks_per_child": read_number(max_tasks_per_child),
         "prefix_output": prefix_output,
         "ordered": ordered,
         "progress": _is_watched() if progress is None else progress,
     }
-    with _exit_codes(), _take_stdout() as out:
+    with exit_codes(), take_stdout() as out:
         options = _check(given)
         if backend == "processes":
             start_early()  # while the function's module is imported
@@ -187,27 +192,10 @@ def _map(
                 code = mapping.run()
             finally:
                 if report:
-                    _say(str(mapping.report))
-            if mapping.misread is not None and not jsonl:
-                _say(
-                    f"plait: the item {mapping.misread!r} was text, as all items are; "
-                    "with --jsonl it is read as JSON, a number for example"
-                )
+                    say(str(mapping.report))
+            if mapping.hint is not None and not jsonl:
+                say(f"plait: {mapping.hint}")
         raise typer.Exit(code)
-
-
-def _number(text: str | None) -> float | str | None:
-    """Return what may be a number as one; whether it had to be, the options know."""
-    for kind in (int, float):
-        with suppress(ValueError):
-            return None if text is None else kind(text)
-    return text
-
-
-def _numbers(text: str) -> Any:
-    """Return one number, or several with commas between them as a tuple."""
-    numbers = [_number(part) for part in text.split(",")]
-    return numbers[0] if len(numbers) == 1 else tuple(numbers)
 
 
 def _check(given: dict[str, Any]) -> OptionArgs:
@@ -245,7 +233,7 @@ class _Mapping:
         self._out = out
         self._printed = 0
         self._is_interrupted = False
-        self.misread: str | None = None  # an item that the function took for a number
+        self.hint: str | None = None  # for an item that the function took for a number
 
     @property
     def report(self) -> plait.Report:
@@ -257,7 +245,7 @@ class _Mapping:
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # nohup ignores it
             signal.signal(signal.SIGINT, self._interrupt)
         try:
-            with _hearing_signals(self._run.wake), self._run:
+            with hearing_signals(self._run.wake), self._run:
                 for outcome in self._run:
                     self._print(outcome)
         except (UsageError, PlaitError):
@@ -265,16 +253,16 @@ class _Mapping:
             raise
         self._tell_failures()
         if self._is_interrupted:
-            _say(f"plait: interrupted; outcomes done and printed: {self._printed}")
+            say(f"plait: interrupted; outcomes done and printed: {self._printed}")
             return INTERRUPTED
         return FAILED if self.report.errors else 0
 
     def _interrupt(self, signum: int, frame: FrameType | None) -> None:  # noqa: ARG002
         if self._is_interrupted:
-            _shout("plait: ended now; what ran is lost\n")
+            shout("plait: ended now; what ran is lost\n")
             os._exit(INTERRUPTED)  # raising would wait for the threads, which cannot be ended
         self._is_interrupted = True
-        _shout("plait: interrupted; what runs may finish, Ctrl-C again ends it\n")
+        shout("plait: interrupted; what runs may finish, Ctrl-C again ends it\n")
         self._run.stop()
 
     def _print(self, outcome: Outcome) -> None:
@@ -282,120 +270,15 @@ class _Mapping:
             self._out.write(json_line(outcome))
             self._out.flush()
         except OSError as error:
-            raise _OutputError(error) from None
+            raise OutputError(error) from None
         self._printed += 1
-        is_text = isinstance(outcome.item, str)
-        if is_text and isinstance(outcome.error, TypeError | AttributeError) and not self.misread:
-            self.misread = outcome.item if _is_number(outcome.item) else None
+        if outcome.error is not None and self.hint is None:
+            self.hint = text_hint(outcome.item, outcome.error)
 
     def _tell_failures(self) -> None:
         if self.report.errors:
             rest = "; nothing was started after the first error" if self._stops_at_error else ""
-            _say(f"plait: {self.report.errors} of {self.report.tasks} tasks failed{rest}")
-
-
-@contextmanager
-def _hearing_signals(wake: Callable[[], None]) -> Iterator[None]:
-    """Have no signal wait for its handler longer than it must.
-
-    One that arrives between Python's last look for signals and the system call in which the
-    main thread goes to sleep is handled when that wakes up, which may be never. What C
-    writes to the wakeup file then is seen by a thread, which wakes the main thread.
-    """
-    reader, writer = socket.socketpair()
-    writer.setblocking(False)
-
-    def listen() -> None:
-        while reader.recv(1) != END:
-            wake()
-
-    thread = threading.Thread(target=listen, name="plait-signals", daemon=True)
-    thread.start()
-    before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-    try:
-        yield
-    finally:
-        signal.set_wakeup_fd(before)
-        writer.setblocking(True)
-        writer.send(END)
-        thread.join()
-        reader.close()
-        writer.close()
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-# --- Standard streams, exit codes --------------------------------------------------------
-
-
-class _OutputError(Exception):
-    """The results cannot be written: nobody reads them any more, or the disk is full."""
-
-    def __init__(self, error: OSError) -> None:
-        super().__init__(f"the results cannot be written: {error.strerror}.")
-        self.is_closed_pipe = isinstance(error, BrokenPipeError)
-
-
-@contextmanager
-def _take_stdout() -> Iterator[BinaryIO]:
-    """Keep stdout for the results, and let all else that is printed go to stderr.
-
-    The copy is not inherited by workers, so whoever reads it sees its end when plait ends.
-    """
-    try:
-        saved = os.dup(1)
-    except OSError:
-        raise UsageError("standard output is closed, so the results could go nowhere.") from None
-    stderr = os.open(os.devnull, os.O_WRONLY) if sys.stderr is None else 2
-    os.dup2(stderr, 1)
-    out = os.fdopen(saved, "wb")
-    try:
-        with redirect_stdout(sys.stderr):
-            yield out
-    finally:
-        with suppress(OSError):  # each line was flushed, and what could not be has been told
-            out.close()
-
-
-@contextmanager
-def _exit_codes() -> Iterator[None]:
-    """Turn what ends the command into a sentence on stderr and an exit code."""
-    try:
-        yield
-    except (UsageError, OptionError, UnknownOption) as error:
-        _leave(USAGE, str(error))
-    except PlaitError as error:
-        _leave(FAILED, str(error))
-    except _OutputError as error:
-        if error.is_closed_pipe:  # as with "| head": no mistake, and nothing to say
-            raise typer.Exit(CLOSED_PIPE) from None
-        _leave(FAILED, str(error))
-    except KeyboardInterrupt:
-        _leave(INTERRUPTED, "interrupted")
-
-
-def _leave(code: int, text: str) -> NoReturn:
-    _say(f"plait: {text}")
-    raise typer.Exit(code)
-
-
-def _say(text: str) -> None:
-    with suppress(OSError):  # stderr may be a closed pipe
-        if sys.stderr is not None:
-            print(text, file=sys.stderr, flush=True)  # noqa: T201
-
-
-def _shout(text: str) -> None:
-    """Write to stderr from a signal handler, which may have come amid another write."""
-    with suppress(OSError):
-        start = "\n" + SHOW_CURSOR if os.isatty(2) else ""
-        os.write(2, (start + text).encode())
+            say(f"plait: {self.report.errors} of {self.report.tasks} tasks failed{rest}")
 
 
 if __name__ == "__main__":

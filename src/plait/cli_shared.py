@@ -1,0 +1,194 @@
+"""What the commands share: the arguments for function and items, numbers, stdout, exit codes.
+
+stdout is for results. While a command runs, file descriptor 1 leads to stderr, for this process
+and for all that it starts, and only plait itself writes to what stdout was before.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout, suppress
+from functools import partial
+from typing import Annotated, Any, BinaryIO, NoReturn
+
+import typer
+
+from plait.cli_items import UsageError
+from plait.errors import OptionError, PlaitError, UnknownOption
+
+__all__ = [
+    "FAILED",
+    "INTERRUPTED",
+    "USAGE",
+    "Function",
+    "Input",
+    "Items",
+    "Jsonl",
+    "OutputError",
+    "Range",
+    "exit_codes",
+    "hearing_signals",
+    "leave",
+    "read_number",
+    "read_numbers",
+    "say",
+    "shout",
+    "take_stdout",
+    "text_hint",
+]
+
+FAILED, USAGE, INTERRUPTED = 1, 2, 128 + signal.SIGINT
+CLOSED_PIPE = 128 + 13  # what a shell shows for a program that SIGPIPE ended
+END = b"\0"  # no signal has this number
+SHOW_CURSOR = "\x1b[?25h"  # a progress bar hides it
+
+# --- The function and the items, as arguments --------------------------------------------
+
+_FUNCTION_HELP = "Where to find it, for example math:sqrt or images:Photo.open."
+_ITEM_HELP = "The items. Patterns like '*.jpg' stand for the files that they match."
+_RANGE_HELP = "The integers from A to B, both included."
+_INPUT_HELP = "A file with one item on each line; - is standard input."
+_JSONL_HELP = "Items are JSON values: 4 is a number, [1, 2] a list."
+
+_Source = partial(typer.Option, rich_help_panel="Items, from one of three sources")
+
+Function = Annotated[str, typer.Argument(metavar="MODULE:FUNCTION", help=_FUNCTION_HELP)]
+Items = Annotated[list[str] | None, typer.Argument(metavar="ITEM", help=_ITEM_HELP)]
+Range = Annotated[tuple[int, int] | None, _Source("--range", metavar="A B", help=_RANGE_HELP)]
+Input = Annotated[str | None, _Source("--input", metavar="FILE", help=_INPUT_HELP)]
+Jsonl = Annotated[bool, _Source("--jsonl", help=_JSONL_HELP)]
+
+
+# --- Numbers -----------------------------------------------------------------------------
+
+
+def read_number(text: str | None) -> float | str | None:
+    """Return what may be a number as one; whether it had to be, the options know."""
+    for kind in (int, float):
+        with suppress(ValueError):
+            return None if text is None else kind(text)
+    return text
+
+
+def read_numbers(text: str) -> Any:
+    """Return one number, or several with commas between them as a tuple."""
+    numbers = [read_number(part) for part in text.split(",")]
+    return numbers[0] if len(numbers) == 1 else tuple(numbers)
+
+
+def text_hint(item: object, error: BaseException) -> str | None:
+    """Say how to have an item read as a number, if that may be why its task failed."""
+    if not isinstance(item, str) or isinstance(read_number(item), str):
+        return None
+    if not isinstance(error, TypeError | AttributeError):
+        return None
+    return (
+        f"the item {item!r} was text, as all items are; "
+        "with --jsonl it is read as JSON, a number for example"
+    )
+
+
+# --- Standard streams, exit codes --------------------------------------------------------
+
+
+class OutputError(Exception):
+    """The results cannot be written: nobody reads them any more, or the disk is full."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(f"the results cannot be written: {error.strerror}.")
+        self.is_closed_pipe = isinstance(error, BrokenPipeError)
+
+
+@contextmanager
+def take_stdout() -> Iterator[BinaryIO]:
+    """Keep stdout for the results, and let all else that is printed go to stderr.
+
+    The copy is not inherited by workers, so whoever reads it sees its end when plait ends.
+    """
+    try:
+        saved = os.dup(1)
+    except OSError:
+        raise UsageError("standard output is closed, so the results could go nowhere.") from None
+    stderr = os.open(os.devnull, os.O_WRONLY) if sys.stderr is None else 2
+    os.dup2(stderr, 1)
+    out = os.fdopen(saved, "wb")
+    try:
+        with redirect_stdout(sys.stderr):
+            yield out
+    finally:
+        with suppress(OSError):  # each line was flushed, and what could not be has been told
+            out.close()
+
+
+@contextmanager
+def exit_codes() -> Iterator[None]:
+    """Turn what ends the command into a sentence on stderr and an exit code."""
+    try:
+        yield
+    except (UsageError, OptionError, UnknownOption) as error:
+        leave(USAGE, str(error))
+    except PlaitError as error:
+        leave(FAILED, str(error))
+    except OutputError as error:
+        if error.is_closed_pipe:  # as with "| head": no mistake, and nothing to say
+            raise typer.Exit(CLOSED_PIPE) from None
+        leave(FAILED, str(error))
+    except KeyboardInterrupt:
+        leave(INTERRUPTED, "interrupted")
+
+
+def leave(code: int, text: str) -> NoReturn:
+    """End the command, with a sentence on stderr."""
+    say(f"plait: {text}")
+    raise typer.Exit(code)
+
+
+def say(text: str) -> None:
+    """Write a line to stderr."""
+    with suppress(OSError):  # stderr may be a closed pipe
+        if sys.stderr is not None:
+            print(text, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def shout(text: str) -> None:
+    """Write to stderr from a signal handler, which may have come amid another write."""
+    with suppress(OSError):
+        start = "\n" + SHOW_CURSOR if os.isatty(2) else ""
+        os.write(2, (start + text).encode())
+
+
+# --- Signals -----------------------------------------------------------------------------
+
+
+@contextmanager
+def hearing_signals(wake: Callable[[], None]) -> Iterator[None]:
+    """Have no signal wait for its handler longer than it must.
+
+    One that arrives between Python's last look for signals and the system call in which the
+    main thread goes to sleep is handled when that wakes up, which may be never. What C
+    writes to the wakeup file then is seen by a thread, which wakes the main thread.
+    """
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+
+    def listen() -> None:
+        while reader.recv(1) != END:
+            wake()
+
+    thread = threading.Thread(target=listen, name="plait-signals", daemon=True)
+    thread.start()
+    before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        writer.setblocking(True)
+        writer.send(END)
+        thread.join()
+        reader.close()
+        writer.close()

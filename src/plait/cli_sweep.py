@@ -1,0 +1,211 @@
+"""``plait sweep MODULE:FUNCTION ITEM...``: how long it takes with each pool size.
+
+Used by cli.py. The table is on stdout, or JSON in its place; all else is on stderr.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
+
+import typer
+
+import plait
+from plait.cli_items import UsageError, load_function, open_items
+from plait.cli_shared import (
+    FAILED,
+    INTERRUPTED,
+    Function,
+    Input,
+    Items,
+    Jsonl,
+    OutputError,
+    Range,
+    exit_codes,
+    hearing_signals,
+    leave,
+    read_number,
+    read_numbers,
+    say,
+    shout,
+    take_stdout,
+    text_hint,
+)
+from plait.errors import PlaitError
+from plait.sweep_chart import check_path
+from plait.wire_errors import traceback_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from types import FrameType
+
+__all__ = ["add_to"]
+
+# In a paragraph that begins with \b every release of typer keeps the lines as they are.
+HELP = """\
+Run a function over items with pools of many sizes, and say which one pays.
+
+For each backend and size a pool is opened, does the whole work and is closed, again and \
+again, in turns with the plain loop. So name no more items than take a second or two.
+
+FUNCTION and items are as for plait map. The table of times goes to stdout.
+
+\bExamples:
+  plait sweep tools:square --range 1 1000 --sizes 2,4,8
+  plait sweep pages:parse 'pages/*.html' --backends processes --plot sweep.png
+  plait sweep pages:fetch --input urls.txt --backends threads --sizes 4,16,64 --json -
+"""
+EPILOG = """\
+Exit codes: 0 all well, 1 a task failed, 2 wrong usage, 130 interrupted. \
+Ctrl-C ends it when threads have finished what they run; Ctrl-C again ends it at once.
+"""
+STDOUT = "-"
+
+_Work = partial(typer.Option, rich_help_panel="What is compared")
+_Output = partial(typer.Option, rich_help_panel="What is shown")
+
+_BACKENDS_HELP = "threads, processes, asyncio; a coroutine function is for asyncio."
+_SIZES_HELP = "Numbers of workers; three or more above 1 show a law of scaling."
+_REPEATS_HELP = "How often each is measured; one round more goes before and does not count."
+_CHUNK_HELP = "Tasks sent together."
+_PLOT_HELP = "Draw throughput by size into a .png or .svg file; needs plait\\[plot]."
+_JSON_HELP = "Write all times, of each round too, as JSON; - is stdout, in place of the table."
+_PROGRESS_HELP = "A bar on stderr; by default where that is a terminal."
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("sweep", help=HELP, epilog=EPILOG)(_sweep)
+
+
+def _sweep(
+    function: Function,
+    items: Items = None,
+    *,
+    range_: Range = None,
+    input_: Input = None,
+    jsonl: Jsonl = False,
+    backends: Annotated[str, _Work(metavar="NAME,...", help=_BACKENDS_HELP)] = "threads,processes",
+    sizes: Annotated[str, _Work(metavar="N,...", help=_SIZES_HELP)] = "1,2,4,8",
+    repeats: Annotated[str, _Work(metavar="N", help=_REPEATS_HELP)] = "5",
+    chunksize: Annotated[str, _Work(metavar="N|auto", help=_CHUNK_HELP)] = "auto",
+    plot: Annotated[str | None, _Output(metavar="FILE", help=_PLOT_HELP)] = None,
+    json: Annotated[str | None, _Output("--json", metavar="FILE|-", help=_JSON_HELP)] = None,
+    progress: Annotated[
+        bool | None, _Output("--progress/--no-progress", help=_PROGRESS_HELP)
+    ] = None,
+) -> None:
+    given = {
+        "backends": backends.split(","),
+        "sizes": _listed(read_numbers(sizes)),
+        "repeats": read_number(repeats),
+        "chunksize": read_number(chunksize),
+        "progress": _is_terminal() if progress is None else progress,
+    }
+    with exit_codes(), take_stdout() as out, hearing_signals(_CtrlC().hear):
+        _check_files(plot, json)
+        with open_items(items or [], range_, input_, jsonl=jsonl) as source:
+            swept = _run(load_function(function), source, given, jsonl=jsonl)
+        _put_out(swept, out, plot, json)
+
+
+class _CtrlC:
+    """Hears Ctrl-C: the first ends the sweep, the second all, wherever the main thread is.
+
+    It may wait for a thread that runs a task, which cannot be ended but by ending all.
+    """
+
+    def __init__(self) -> None:
+        self._heard = 0
+        self._is_interrupted = False
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # nohup ignores it
+            signal.signal(signal.SIGINT, self._interrupt)
+            signal.signal(signal.SIGURG, lambda *_: None)  # it wakes the main thread, no more
+
+    def _interrupt(self, signum: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        if not self._is_interrupted:
+            self._is_interrupted = True
+            shout("plait: interrupted; threads finish what they run, Ctrl-C again ends it\n")
+            raise KeyboardInterrupt
+
+    def hear(self) -> None:
+        """Take in a signal, in a thread of its own."""
+        self._heard += 1
+        if self._heard == 1:
+            # The main thread was perhaps about to sleep, and would handle it when it wakes up.
+            # Another signal wakes it. (A SIGINT would be taken for a second Ctrl-C, for which a
+            # pool does not put its books in order.)
+            main = threading.main_thread().ident
+            assert main is not None
+            signal.pthread_kill(main, signal.SIGURG)
+        elif self._heard > 2:  # the second was ours
+            shout("plait: ended now\n")
+            os._exit(INTERRUPTED)
+
+
+def _listed(numbers: Any) -> tuple[Any, ...]:
+    return numbers if isinstance(numbers, tuple) else (numbers,)
+
+
+def _is_terminal() -> bool:
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
+def _check_files(plot: str | None, json: str | None) -> None:
+    """See whether there will be a place for the results, before they are worked for."""
+    if plot is not None:
+        try:
+            check_path(plot)
+        except (ValueError, ImportError) as error:
+            raise UsageError(f"{error}.") from None
+    for name in (plot, json):
+        if name not in (None, STDOUT) and not os.access(Path(name).parent, os.W_OK):
+            raise UsageError(
+                f"{name} cannot be written: there is no folder that can be written into."
+            )
+
+
+def _run(
+    fn: Callable[..., Any], source: Iterable[Any], given: dict[str, Any], *, jsonl: bool
+) -> plait.Sweep:
+    stored = list(source) if not isinstance(source, range) else source
+    if not len(stored):
+        raise UsageError("there are no items: the input is empty.")
+    try:
+        return plait.sweep(fn, stored, **given)
+    except PlaitError:
+        raise
+    except (Exception, SystemExit) as error:  # noqa: BLE001  the function may raise anything
+        say(traceback_text(error))
+        run = getattr(error, "plait_run", None)
+        failed = next((one for one in run.outcomes if one.error is error), None) if run else None
+        hint = text_hint(failed.item, error) if failed and not jsonl else None
+        leave(FAILED, f"a task failed, so there is nothing to compare{f'; {hint}' if hint else ''}")
+
+
+def _put_out(swept: plait.Sweep, out: BinaryIO, plot: str | None, json: str | None) -> None:
+    """Write what was found to where it was asked for."""
+    table = f"{swept}\n"
+    if json == STDOUT:
+        say(table)
+    _write(out, f"{swept.to_json()}\n" if json == STDOUT else table)
+    try:
+        if json not in (None, STDOUT):
+            Path(json).write_text(f"{swept.to_json()}\n", encoding="utf-8")
+        if plot is not None:
+            swept.plot(plot)
+    except OSError as error:
+        raise OutputError(error) from None
+
+
+def _write(out: BinaryIO, text: str) -> None:
+    try:
+        out.write(text.encode("utf-8", "backslashreplace"))
+        out.flush()
+    except OSError as error:
+        raise OutputError(error) from None
