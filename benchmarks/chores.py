@@ -73,8 +73,10 @@ def middle(array: Any) -> float:
 
 
 def odd_total(array: Any) -> float:
-    """Return the sum of 2x + 1, which takes two more arrays of that size."""
-    return float((array * 2.0 + 1.0).sum())
+    """Return the sum of 2x + 1, by a long way, which takes several more arrays of that size."""
+    import numpy as np
+
+    return float(np.sqrt((array * 2.0 + 1.0) ** 2).sum())
 
 
 def counted_up(start: int) -> Any:

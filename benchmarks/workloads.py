@@ -264,7 +264,7 @@ _ALL = (
              RELEASES_GIL, chunksizes=(1, 8)),
     Workload("zlib", packing, (60, 12), ("threads",),
              RELEASES_GIL, chunksizes=(1, 4)),
-    Workload("BLAS", products, (600, 100), ("serial", "processes"),
+    Workload("BLAS", products, (1_200, 200), ("serial", "processes"),
              "each product uses all CPUs by itself", chunksizes=(8, 32)),
     Workload("arrays of 8 MB in", arrays_in, (100, 20), ("threads",),
              RELEASES_GIL, chunksizes=(1,)),
@@ -280,7 +280,7 @@ _ALL = (
     Workload("waiting and computing", mixed, (500, 100), ("threads", "processes"),
              "it mostly waits; more processes than CPUs wait and compute together",
              MANY, (2, 8), (1,)),
-    Workload("coroutines of 10 ms", naps(doze), (2_000, 400), ("asyncio",),
+    Workload("coroutines of 10 ms", naps(doze), (1_000, 200), ("asyncio",),
              "coroutines need an event loop", is_async=True),
 )  # fmt: skip
 WORKLOADS = {workload.name: workload for workload in _ALL}
