@@ -19,7 +19,7 @@ from typing import Any
 
 from benchmarks import charts, machine, tables
 from benchmarks.bench import Bench
-from benchmarks.claims import CLAIMS
+from benchmarks.claims import CLAIMS, LONG
 from benchmarks.engines import versions
 from benchmarks.hosts import Hosts
 from benchmarks.pairs import LeftOut
@@ -72,9 +72,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--claims",
         type=partial(some_of, CLAIMS, "claim"),
-        default=list(CLAIMS),
         metavar="NAME,...",
-        help=f"which ones: {', '.join(CLAIMS)} (default: all)",
+        help=f"which ones: {', '.join(CLAIMS)} (default: all; quick: all but {', '.join(LONG)})",
     )
     parser.add_argument(
         "--workloads",
@@ -85,7 +84,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--rounds", type=int, metavar="N", help="at most so many for each race")
     parser.add_argument("--out", type=Path, default=Path("build/benchmarks"), metavar="DIR")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    options.claims = options.claims or [
+        name for name in CLAIMS if not (options.quick and name in LONG)
+    ]
+    return options
 
 
 def some_of(known: Iterable[str], kind: str, text: str) -> list[str]:

@@ -78,7 +78,7 @@ def entries(workload: Workload, *, is_quick: bool) -> list[Entry]:
     """Return the ways to do a workload, plait auto first."""
     auto = Entry(AUTO, "plait auto", [ALONE], "ours")
     if workload.is_async:
-        widths = [Setting(workers) for workers in (32, 100)]
+        widths = [Setting(workers) for workers in (100, 32)]
         return [
             auto,
             Entry(LOOP, "asyncio", [ALONE], "yardstick"),
@@ -87,29 +87,26 @@ def entries(workload: Workload, *, is_quick: bool) -> list[Entry]:
         ]
     others = _others(workload)
     if is_quick:
-        # The last width: the largest. The first size: the engine's own, or the best guess.
-        others = [entry._replace(settings=_guess(entry.settings)) for entry in others]
+        others = [entry._replace(settings=entry.settings[:1]) for entry in others]
         others = [entry for entry in others if entry.name in IN_QUICK]
     return [auto, Entry(LOOP, "loop", [ALONE], "yardstick"), *others]
 
 
-def _guess(settings: list[Setting]) -> list[Setting]:
-    return [setting for setting in settings if setting.chunksize == settings[0].chunksize][-1:]
-
-
 def _others(workload: Workload) -> list[Entry]:
+    """Return the engines, each with its settings: the most promising first."""
+
     def settings(widths: tuple[int, ...], *sizes: Size) -> list[Setting]:
         return [Setting(*pair) for pair in product(widths, sizes)]
 
     threads, processes = workload.threads, workload.processes
     sizes = workload.chunksizes
-    by_all = settings(processes, None, *sizes)
+    by_all = settings(processes, *sizes, None)
     return [
         Entry("plait serial", "plait serial", [ALONE], "ours"),
         Entry("plait threads", "plait threads", settings(threads, None), "ours"),
         Entry("plait processes", "plait", settings(processes, None), "ours"),
         Entry("ThreadPoolExecutor", "ThreadPoolExecutor", settings(threads, None)),
-        Entry("joblib threads", "joblib threads", settings(threads, None, *sizes[-1:])),
+        Entry("joblib threads", "joblib threads", settings(threads, *sizes[-1:], None)),
         Entry("ProcessPoolExecutor", "ProcessPoolExecutor", settings(processes, *sizes)),
         Entry("Pool", "Pool", by_all),
         Entry("joblib", "joblib", by_all),
@@ -139,7 +136,9 @@ class Tuner:
                 tried[setting] = self._try(entry, setting)
             except LeftOut as error:
                 reason = str(error)
-                break  # its other settings are not likely to be much better
+                break
+            if tried[setting] > FAR * self._best_s:
+                break  # the best guess is first: the others will not be that much better
         if not tried:
             return Heat(f"{entry.name}, tuned", entry.engine, entry.role, None, 0.0, reason)
         setting = min(tried, key=tried.__getitem__)
@@ -157,9 +156,9 @@ class Tuner:
         few = min(self._count, 4 * setting.workers)  # its workers import what the tasks need
         self._work_s(entry.engine, few, setting)
         # The items have to be made, too.
-        limit_s = None if entry.name in FIXED else min(TUNING_LIMIT_S, 8 * self._best_s + 3)
+        limit_s = None if entry.name in FIXED else min(TUNING_LIMIT_S, 4 * self._best_s + 3)
         seconds = self._work_s(entry.engine, self._count, setting, limit_s)
-        if seconds < min(BRIEF_S, FAR * self._best_s):
+        if seconds < min(BRIEF_S, CLOSE * self._best_s):
             again = self._work_s(entry.engine, self._count, setting, limit_s)
             seconds = min(seconds, again)
         return seconds

@@ -53,8 +53,9 @@ class Workload:
         tasks: how many in a full run, and in a quick one.
         families: the right ones: "serial", "threads", "processes", "asyncio".
         why: they are right, in one sentence.
-        threads, processes: the numbers of workers of which the best is looked for.
-        chunksizes: likewise; an engine's own default is always tried.
+        threads, processes: the numbers of workers of which the best is looked for, the most
+            promising first.
+        chunksizes: likewise; an engine's own default is tried last.
         is_async: the function is a coroutine function.
     """
 
@@ -238,7 +239,7 @@ def files(ground: Ground, count: int, turn: int) -> Work:
 
 HOLDS_GIL = "it computes in Python, which one thread at a time can do"
 RELEASES_GIL = "C code releases the GIL, and threads have the data at hand"
-MANY = (8, 32)
+MANY = (32, 8)
 
 _ALL = (
     Workload("10 us of Python", burning(1e-5), (150_000, 20_000), ("processes",),
@@ -264,7 +265,7 @@ _ALL = (
              RELEASES_GIL, chunksizes=(1, 8)),
     Workload("zlib", packing, (60, 12), ("threads",),
              RELEASES_GIL, chunksizes=(1, 4)),
-    Workload("BLAS", products, (1_200, 200), ("serial", "processes"),
+    Workload("BLAS", products, (600, 100), ("serial", "processes"),
              "each product uses all CPUs by itself", chunksizes=(8, 32)),
     Workload("arrays of 8 MB in", arrays_in, (100, 20), ("threads",),
              RELEASES_GIL, chunksizes=(1,)),
@@ -279,7 +280,7 @@ _ALL = (
              "it waits, and threads wait together", MANY, (16,), (1,)),
     Workload("waiting and computing", mixed, (500, 100), ("threads", "processes"),
              "it mostly waits; more processes than CPUs wait and compute together",
-             MANY, (2, 8), (1,)),
+             MANY, (8, 2), (1,)),
     Workload("coroutines of 10 ms", naps(doze), (1_000, 200), ("asyncio",),
              "coroutines need an event loop", is_async=True),
 )  # fmt: skip

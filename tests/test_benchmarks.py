@@ -344,6 +344,8 @@ def test_the_short_table_has_a_row_for_each_race() -> None:
 def test_claims_are_chosen_by_name() -> None:
     assert command.parse([]).claims == list(CLAIMS)
     assert command.parse(["--claims", "tiny,cold"]).claims == ["tiny", "cold"]
+    assert set(CLAIMS) - set(command.parse(["--quick"]).claims) == {"choice", "families"}
+    assert command.parse(["--quick", "--claims", "choice"]).claims == ["choice"]
     assert command.parse([]).workloads == list(WORKLOADS)
     assert command.parse(["--workloads", "zlib,JSON"]).workloads == ["zlib", "JSON"]
     for wrong in (["--claims", "tinny"], ["--workloads", "zlip"]):

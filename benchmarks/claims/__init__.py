@@ -31,7 +31,7 @@ from benchmarks.claims import (
 if TYPE_CHECKING:
     from benchmarks.bench import Bench
 
-__all__ = ["CLAIMS"]
+__all__ = ["CLAIMS", "LONG"]
 
 CLAIMS: dict[str, Callable[[Bench], None]] = {
     "latency": latency.run,
@@ -52,3 +52,6 @@ CLAIMS: dict[str, Callable[[Bench], None]] = {
     "choice": choice.run,
     "families": families.run,
 }
+
+LONG = ("choice", "families")
+"""Those of all workloads: they take minutes, also when they are quick. Name them."""
