@@ -22,7 +22,7 @@ __all__ = ["AUTO", "LOOP", "Entry", "Heat", "Setting", "Tuner", "entries", "stay
 
 AUTO, LOOP = "plait auto", "for-loop"
 FIXED = (AUTO, LOOP)  # nothing about them can be tuned
-CLOSE = 1.5  # who took so many times longer than the best when it was tuned will not win
+CLOSE = 2.0  # who took so many times longer than the best when it was tuned will not win
 MOST_RACERS = 6  # besides the for-loop and plait auto
 TUNING_LIMIT_S = 20.0
 IN_QUICK = ("plait threads", "plait processes", "ThreadPoolExecutor", "Pool")
