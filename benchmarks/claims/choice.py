@@ -121,8 +121,19 @@ HEADS = (
 
 
 def run(bench: Bench) -> None:
-    with prepared() as ground:
-        verdicts = [compare(bench, ground, workload) for workload in bench.workloads]
+    verdicts: list[Verdict] = []
+    try:
+        with prepared() as ground:
+            for workload in bench.workloads:
+                verdicts.append(compare(bench, ground, workload))  # noqa: PERF401
+    finally:  # it takes long: what was found until Ctrl-C is summed up, too
+        if verdicts:
+            sum_up(bench, verdicts)
+    judge(bench, verdicts)
+
+
+def sum_up(bench: Bench, verdicts: list[Verdict]) -> None:
+    """Keep a table with a row for each workload."""
     table = [" | ".join(HEADS), " | ".join("---" for _ in HEADS)]
     table += [" | ".join(verdict.cells()) for verdict in verdicts]
     bench.note("\n" + "\n".join(f"| {row} |" for row in table) + "\n")
@@ -130,7 +141,6 @@ def run(bench: Bench) -> None:
         "The first: the first map of a fresh program, which starts its workers. Predicted: as a "
         "multiple of the measured time."
     )
-    judge(bench, verdicts)
 
 
 def compare(bench: Bench, ground: Ground, workload: Workload) -> Verdict:
