@@ -12,6 +12,9 @@ that no engine's threads, memory or hanging touches another's figures.
 | the engines; how each is opened and given work | `engines.py`; `adapters.py`, `pypi_adapters.py` |
 | what a measurement in a host has to hand | `station.py` |
 | the functions that engines are given | `tasks.py` |
+| work of many kinds, and who is right for it; its functions | `workloads.py`; `chores.py` |
+| the files and the server that it needs | `ground.py`; `slow_server.py` |
+| the best setting of every way to do it | `tuning.py` |
 | turns, ratios, bars | `pairs.py` (pure) |
 | what a claim has to hand; sizes and rounds of the quick run | `bench.py` |
 | hosts: started, told what to do, given up; their main loop | `hosts.py`; `host.py` |

@@ -11,17 +11,20 @@ import json
 import signal
 import sys
 import traceback
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 from benchmarks import charts, machine, tables
 from benchmarks.bench import Bench
-from benchmarks.claims import CLAIMS
+from benchmarks.claims import CLAIMS, LONG
 from benchmarks.engines import versions
 from benchmarks.hosts import Hosts
 from benchmarks.pairs import LeftOut
 from benchmarks.station import WrongAnswer
+from benchmarks.workloads import WORKLOADS
 
 OPENING_LIMIT_S = 60.0
 
@@ -41,7 +44,12 @@ def main() -> int:
         (options.out / "engines.log").open("w") as log,
         Hosts(log, OPENING_LIMIT_S) as hosts,
     ):
-        bench = Bench(hosts, is_quick=options.quick, most_rounds=options.rounds)
+        bench = Bench(
+            hosts,
+            is_quick=options.quick,
+            most_rounds=options.rounds,
+            workloads=options.workloads,
+        )
         started = perf_counter()
         try:
             for name in options.claims:
@@ -58,25 +66,35 @@ def main() -> int:
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    """Return the options: ``quick``, ``claims``, ``rounds`` and ``out``."""
+    """Return the options: ``quick``, ``claims``, ``workloads``, ``rounds`` and ``out``."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="less of everything, in a minute")
     parser.add_argument(
         "--claims",
-        type=some_claims,
-        default=list(CLAIMS),
+        type=partial(some_of, CLAIMS, "claim"),
         metavar="NAME,...",
-        help=f"which ones: {', '.join(CLAIMS)} (default: all)",
+        help=f"which ones: {', '.join(CLAIMS)} (default: all; quick: all but {', '.join(LONG)})",
+    )
+    parser.add_argument(
+        "--workloads",
+        type=partial(some_of, WORKLOADS, "workload"),
+        default=list(WORKLOADS),
+        metavar="NAME,...",
+        help=f"which ones, of choice and families: {', '.join(WORKLOADS)} (default: all)",
     )
     parser.add_argument("--rounds", type=int, metavar="N", help="at most so many for each race")
     parser.add_argument("--out", type=Path, default=Path("build/benchmarks"), metavar="DIR")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    options.claims = options.claims or [
+        name for name in CLAIMS if not (options.quick and name in LONG)
+    ]
+    return options
 
 
-def some_claims(text: str) -> list[str]:
+def some_of(known: Iterable[str], kind: str, text: str) -> list[str]:
     names = text.split(",")
-    if unknown := [name for name in names if name not in CLAIMS]:
-        raise argparse.ArgumentTypeError(f"no claim is called {', '.join(unknown)}")
+    if unknown := [name for name in names if name not in known]:
+        raise argparse.ArgumentTypeError(f"no {kind} is called {', '.join(unknown)}")
     return names
 
 

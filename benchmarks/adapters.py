@@ -18,8 +18,10 @@ __all__ = [
     "Size",
     "StandardPool",
     "given",
+    "open_gather",
     "open_loop",
     "open_plait",
+    "open_plait_auto",
     "open_plait_executor",
     "open_processes",
     "open_standard_pool",
@@ -58,11 +60,11 @@ def given(name: str, value: Size) -> dict[str, Any]:
 class Plait:
     """The functions of plait's module, which keep their pools warm between calls."""
 
-    def __init__(self, backend: str, workers: int) -> None:
+    def __init__(self, **options: Any) -> None:
         import plait
 
         self._plait: Any = plait
-        self._options = {"backend": backend, "max_workers": workers}
+        self._options = options
 
     def map(self, fn: Fn, items: Items, chunksize: Size = None) -> list[Any]:
         options = self._options | given("chunksize", chunksize)
@@ -82,7 +84,12 @@ class Plait:
 
 
 def open_plait(backend: str, workers: int) -> Pool:
-    return Plait(backend, workers)
+    return Plait(backend=backend, max_workers=workers)
+
+
+def open_plait_auto(workers: int) -> Pool:
+    del workers  # it decides
+    return Plait()
 
 
 def open_plait_executor(backend: Any, workers: int) -> Pool:
@@ -154,6 +161,41 @@ def open_standard_pool(workers: int) -> Pool:
     from multiprocessing import get_context
 
     return StandardPool(get_context("fork").Pool(workers))
+
+
+class Gather:
+    """A new event loop for each map, on which so many coroutines run at once."""
+
+    def __init__(self, workers: int) -> None:
+        self._workers = workers
+
+    def map(self, fn: Fn, items: Items, chunksize: Size = None) -> list[Any]:
+        import asyncio
+
+        async def run() -> list[Any]:
+            room = asyncio.Semaphore(self._workers)
+
+            async def call(item: Any) -> Any:
+                async with room:
+                    return await fn(item)
+
+            return await asyncio.gather(*map(call, items))
+
+        del chunksize
+        return asyncio.run(run())
+
+    def lazily(self, fn: Fn, items: Items, chunksize: Size = None) -> Iterator[Any]:
+        return iter(self.map(fn, items, chunksize))
+
+    def call(self, fn: Callable[[], Any]) -> Any:
+        return self.map(lambda _: fn(), [None])[0]
+
+    def close(self) -> None:
+        """There is nothing to end."""
+
+
+def open_gather(workers: int) -> Pool:
+    return Gather(workers)
 
 
 # --- no engine ---------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from benchmarks import pairs
 from benchmarks.engines import ENGINES, PROCESS_PEERS
 from benchmarks.pairs import Bar, LeftOut, Measure, Pace, Race, Way
 from benchmarks.station import best_chunksize
+from benchmarks.workloads import WORKLOADS
 
 if TYPE_CHECKING:
     from benchmarks.hosts import Hosts
@@ -42,9 +43,17 @@ class Section:
 class Bench:
     """One run of the benchmarks, quick or full."""
 
-    def __init__(self, hosts: Hosts, *, is_quick: bool, most_rounds: int | None = None) -> None:
+    def __init__(
+        self,
+        hosts: Hosts,
+        *,
+        is_quick: bool,
+        most_rounds: int | None = None,
+        workloads: Iterable[str] = WORKLOADS,
+    ) -> None:
         self.hosts = hosts
         self.is_quick = is_quick
+        self.workloads = [WORKLOADS[name] for name in workloads]
         self._most_rounds = most_rounds or (QUICK_ROUNDS if is_quick else FULL_ROUNDS)
         self.sections: list[Section] = []
 
@@ -68,9 +77,17 @@ class Bench:
 
     # --- ways --------------------------------------------------------------------------
 
-    def call(self, engine: str, function: Callable[..., Any], *args: Any) -> Any:
+    def call(
+        self,
+        engine: str,
+        function: Callable[..., Any],
+        *args: Any,
+        limit_s: float | None = None,
+    ) -> Any:
         """Call ``function(station, *args)`` in the host of an engine; may raise LeftOut."""
-        return self.hosts.get(engine).call(function, args, self.pace(1).limit_s)
+        most_s = self.pace(1).limit_s
+        limit_s = most_s if limit_s is None else min(limit_s, most_s)
+        return self.hosts.get(engine).call(function, args, limit_s)
 
     def way(self, engine: str, measure: Callable[..., float], *args: Any) -> Way:
         """Return the way of an engine that is neither plait nor its peer."""

@@ -1,4 +1,4 @@
-"""What was measured, as pictures: bar charts for each claim, and the curve of width.
+"""What was measured, as pictures: bar charts for each claim, the curve of width, the regrets.
 
 matplotlib is imported when it is used: without it everything else works.
 """
@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.claims import width
+from benchmarks.claims import choice, width
 from benchmarks.pairs import Race, quartiles
 from benchmarks.tables import shown
 
@@ -32,10 +32,8 @@ def draw(out: Path, sections: Iterable[Section]) -> None:
     for section in sections:
         if not section.races:
             continue
-        if section.claim == "width":
-            figure = _draw_width(plt, section.races)
-        else:
-            figure = _draw_ratios(plt, section.races)
+        drawn = {"width": _draw_width, "choice": _draw_regrets}
+        figure = drawn.get(section.claim, _draw_ratios)(plt, section.races)
         figure.savefig(out / f"{section.claim}.png")
         plt.close(figure)
 
@@ -78,6 +76,23 @@ def _draw_race(axes: Any, race: Race) -> None:
     axes.axvline(1, color="#444", lw=0.8, zorder=0)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title(race.title, loc="left")
+
+
+def _draw_regrets(plt: Any, races: list[Race]) -> Any:
+    """One bar for each race: how many times the best figure of all others plait's is."""
+    figure, axes = plt.subplots(figsize=(7.5, 0.27 * len(races) + 1.2))
+    bests = [choice.best_of(race) for race in reversed(races)]
+    pairs = list(zip(reversed(races), bests, strict=True))
+    regrets = [race.ratio(race.ours, best) for race, best in pairs]
+    axes.barh([race.title for race, _ in pairs], regrets, color=COLOURS["ours"])
+    for place, (race, best) in enumerate(pairs):
+        text = f"  {regrets[place]:.2f} x {best}, {shown(race.typical(best), race.unit)}"
+        axes.text(regrets[place], place, text, va="center", fontsize=8)
+    axes.set_xlim(0, max(regrets) * 1.7)
+    axes.axvline(1, color="#444", lw=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_title("plait without options, as a multiple of the best way by hand", loc="left")
+    return figure
 
 
 def _draw_width(plt: Any, races: list[Race]) -> Any:

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from benchmarks import adapters, pypi_adapters
+from benchmarks import adapters, pypi_adapters, tasks
 
 if TYPE_CHECKING:
     from benchmarks.adapters import Pool
@@ -32,6 +32,7 @@ class Engine:
         sends_singly: without a chunk size it sends task by task, so that what a few tasks
             take foretells what many would.
         is_quick: the quick run has it, too.
+        nap: what its workers are kept warm with.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Engine:
     package: str | None = None
     sends_singly: bool = False
     is_quick: bool = True
+    nap: Callable[[float], Any] = tasks.nap
 
     @property
     def is_installed(self) -> bool:
@@ -53,12 +55,16 @@ def _process_pool(method: str) -> Callable[[int], Pool]:
 _ALL = (
     Engine("plait", partial(adapters.open_plait, "processes"), "plait"),
     Engine("plait threads", partial(adapters.open_plait, "threads"), "plait"),
+    Engine("plait auto", adapters.open_plait_auto, "plait"),
+    Engine("plait serial", partial(adapters.open_plait, "serial"), "plait"),
+    Engine("plait asyncio", partial(adapters.open_plait, "asyncio"), "plait", nap=tasks.doze),
     Engine("plait.Executor", partial(adapters.open_plait_executor, "processes"), "plait"),
     Engine("plait.Executor threads", partial(adapters.open_plait_executor, "threads"), "plait"),
     Engine("ProcessPoolExecutor", _process_pool("fork"), sends_singly=True),
     Engine("ProcessPoolExecutor forkserver", _process_pool("forkserver")),
     Engine("ProcessPoolExecutor spawn", _process_pool("spawn")),
     Engine("ThreadPoolExecutor", adapters.open_threads),
+    Engine("asyncio", adapters.open_gather, nap=tasks.doze),
     Engine("Pool", adapters.open_standard_pool),
     Engine("joblib", partial(pypi_adapters.open_joblib, "loky"), "joblib"),
     Engine("joblib threads", partial(pypi_adapters.open_joblib, "threading"), "joblib"),

@@ -12,8 +12,6 @@ from itertools import count
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from benchmarks import tasks
-
 if TYPE_CHECKING:
     from benchmarks.adapters import Pool
     from benchmarks.engines import Engine
@@ -53,7 +51,7 @@ class Station:
             self._pools[workers] = self.engine.open(workers)
         pool = self._pools[workers]
         # A new process has its first few hundred pages of memory copied as it touches them.
-        pool.map(tasks.nap, [0.001] * ((100 if is_new else 2) * workers), 1)
+        pool.map(self.engine.nap, [0.001] * ((100 if is_new else 2) * workers), 1)
         return pool
 
     def map_s(
@@ -69,13 +67,24 @@ class Station:
 
         Neither that nor the disposal of the results counts.
         """
+        seconds, results = self.timed_map(fn, items, workers=workers, chunksize=chunksize)
+        check(self.engine.name, is_right=results == expected)
+        return seconds
+
+    def timed_map(
+        self,
+        fn: Callable[..., Any],
+        items: Iterable[Any],
+        *,
+        workers: int = WORKERS,
+        chunksize: int | None = None,
+    ) -> tuple[float, list[Any]]:
+        """Return the seconds of one map on a warm pool, and its results, to be checked."""
         pool = self.pool(workers)
         gc.collect()
         started = perf_counter()
         results = pool.map(fn, items, chunksize)
-        seconds = perf_counter() - started
-        check(self.engine.name, is_right=results == expected)
-        return seconds
+        return perf_counter() - started, results
 
     def close(self) -> None:
         """End all workers."""

@@ -14,6 +14,7 @@ __all__ = [
     "burn",
     "burnt",
     "byte_plus",
+    "doze",
     "filled",
     "loops_for",
     "nap",
@@ -38,6 +39,14 @@ def nothing() -> None:
 def nap(seconds: float) -> float:
     """Wait, and return how long was asked for."""
     sleep(seconds)
+    return seconds
+
+
+async def doze(seconds: float) -> float:
+    """Wait, as a coroutine, and return how long was asked for."""
+    import asyncio  # the workers of all other claims shall do without
+
+    await asyncio.sleep(seconds)
     return seconds
 
 

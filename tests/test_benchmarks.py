@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import os
+import socket
+import subprocess
+import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 from benchmarks import __main__ as command
-from benchmarks import pairs, tables
+from benchmarks import chores, ground, pairs, tables, tuning
 from benchmarks.bare import balanced, halves_s, round_trips_per_s
-from benchmarks.bench import Section
-from benchmarks.claims import CLAIMS, pareto
+from benchmarks.bench import Bench, Section
+from benchmarks.claims import CLAIMS, choice, families
 from benchmarks.engines import ENGINES, PROCESS_PEERS
+from benchmarks.ground import Ground
 from benchmarks.hosts import Host
 from benchmarks.pairs import Bar, LeftOut, Pace, Race, Way
 from benchmarks.station import Station, WrongAnswer, best_chunksize, check
 from benchmarks.tasks import nap, square
+from benchmarks.tuning import AUTO, LOOP, Heat, Setting
+from benchmarks.workloads import WORKLOADS, Workload, unequal
 
 
 def figures(*values: float) -> pairs.Measure:
@@ -124,14 +131,14 @@ def test_a_bar_holds_at_its_limit() -> None:
 
 
 def test_a_balanced_split_keeps_every_task_and_differs_by_little() -> None:
-    durations = pareto.unequal(1_500, 1_000)
+    durations = unequal(1_500, 1_000)
     split = balanced(durations, 2)
     assert sorted(split[0] + split[1]) == sorted(durations)
     assert abs(sum(split[0]) - sum(split[1])) <= min(durations)
 
 
 def test_durations_are_the_same_in_each_run() -> None:
-    assert pareto.unequal(10, 1_000) == pareto.unequal(10, 1_000)
+    assert unequal(10, 1_000) == unequal(10, 1_000)
 
 
 def test_every_peer_is_an_engine() -> None:
@@ -148,6 +155,156 @@ def test_the_best_chunk_size_is_that_with_the_lowest_time() -> None:
 def test_a_wrong_result_is_no_time() -> None:
     with pytest.raises(WrongAnswer, match="loop"):
         Station(ENGINES["loop"]).map_s(square, [1, 2], [1, 5])
+
+
+# --- workloads ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def prepared() -> Iterator[Ground]:
+    with ground.prepared() as made:
+        yield made
+
+
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_a_loop_does_a_workload_right_and_its_check_tells_right_from_wrong(
+    name: str, prepared: Ground
+) -> None:
+    workload = WORKLOADS[name]
+    work = workload.make(prepared, 3, 1)
+    engine = ENGINES["asyncio" if workload.is_async else "loop"]
+    results = engine.open(1).map(work.fn, work.items)
+    assert work.is_right(results)
+    assert not work.is_right(results[1:])
+
+
+def test_workloads_are_many_and_say_which_family_is_right_and_why() -> None:
+    assert len(WORKLOADS) >= 14
+    known = {"serial", "threads", "processes", "asyncio"}
+    assert all(workload.families and workload.why for workload in WORKLOADS.values())
+    assert {name for load in WORKLOADS.values() for name in load.families} == known
+
+
+def test_every_turn_imports_a_module_that_is_new(prepared: Ground) -> None:
+    workload = WORKLOADS["a heavy import"]
+    for turn in (101, 102):
+        work = workload.make(prepared, 1, turn)
+        name = f"heavy_{os.getpid()}_{turn}"
+        assert name not in sys.modules
+        assert work.is_right([work.fn(item) for item in work.items])
+        assert name in sys.modules
+
+
+def test_the_ground_is_gone_afterwards() -> None:
+    with ground.prepared() as made:
+        assert chores.download(made.port, 0) == ground.PAGE_NBYTES
+        assert chores.lines_in(f"{made.folder}/7.txt") == 8
+    assert not Path(made.folder).exists()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", made.port))
+
+
+def test_the_server_ends_with_its_standard_input() -> None:
+    command = [sys.executable, "-m", "benchmarks.slow_server", "0.01", "10"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
+        assert server.stdout
+        port = int(server.stdout.readline())
+        assert chores.download(port, 0) == 10
+        assert server.stdin
+        server.stdin.close()
+        assert server.wait(60) == 0
+
+
+# --- the choice --------------------------------------------------------------------------
+
+
+def heat(label: str, seconds: float) -> Heat:
+    return Heat(label, label, "peer", Setting(2), seconds)
+
+
+def test_only_what_comes_near_the_best_races_but_the_loop_may_be_a_little_slower() -> None:
+    heats = [heat(AUTO, 9), heat(LOOP, 2.5), heat("near", 1.4), heat("best", 1), heat("far", 2.5)]
+    heats.append(Heat("broken, tuned", "broken", "peer", None, 0, "not installed"))
+    assert tuning.stay_out(heats) == {
+        "far": "2.50 s when it was tuned, 2.5 times the best",
+        "broken, tuned": "not installed",
+    }
+
+
+def test_of_many_that_come_near_the_fastest_race() -> None:
+    heats = [heat(AUTO, 1), *(heat(str(rank), 1 + rank / 100) for rank in range(9))]
+    assert sorted(tuning.stay_out(heats)) == ["6", "7", "8"]
+
+
+def test_an_engine_takes_part_with_its_best_setting() -> None:
+    seconds = {Setting(2): 3.0, Setting(8): 1.0, Setting(32): 2.0}
+
+    class FakeBench(Bench):
+        def call(self, engine: str, function: object, *args: object, **limit: object) -> float:
+            return seconds[args[3]]  # type: ignore[index]
+
+    workload = WORKLOADS["sleeps of 10 ms"]
+    bench = FakeBench(None, is_quick=True)  # type: ignore[arg-type]
+    tuner = tuning.Tuner(bench, workload, Ground("", 0, 1.0))
+    found = tuner.tune(tuning.Entry("plait threads", "plait threads", list(seconds)))
+    assert (found.label, found.setting, found.seconds) == ("plait threads x 8", Setting(8), 1.0)
+
+
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_every_way_to_do_a_workload_is_an_engine(name: str) -> None:
+    ways = tuning.entries(WORKLOADS[name], is_quick=False)
+    assert {way.engine for way in ways} <= set(ENGINES)
+    assert [way.name for way in ways[:2]] == [AUTO, LOOP]
+    quick = tuning.entries(WORKLOADS[name], is_quick=True)
+    assert {way.name for way in quick} <= {way.name for way in ways}
+
+
+def verdict(workload: Workload, *families: str, predicted_s: float | None = None) -> choice.Verdict:
+    choices = [choice.Choice(family, 2, predicted_s, "") for family in families]
+    return choice.Verdict(workload, 1.02, "Pool x 2", 0.5, choices, 1.0, 1.2)
+
+
+def test_a_choice_is_right_if_it_is_right_each_time() -> None:
+    workload = WORKLOADS["zlib"]
+    assert verdict(workload, "threads", "threads").is_right
+    assert not verdict(workload, "threads", "processes").is_right
+    assert "threads x 2, processes x 2 (not threads)" in list(
+        verdict(workload, "threads", "processes").cells()
+    )
+
+
+def test_a_prediction_is_compared_with_the_measured_time_if_there_is_one() -> None:
+    assert verdict(WORKLOADS["zlib"], "threads").predicted is None
+    assert verdict(WORKLOADS["zlib"], "threads", predicted_s=1.3).predicted == 1.3
+
+
+def test_the_bars_are_over_all_workloads() -> None:
+    bench = Bench(None, is_quick=True)  # type: ignore[arg-type]
+    section = bench.begin("choice")
+    rows = [verdict(WORKLOADS["zlib"], "threads"), verdict(WORKLOADS["JSON"], "threads")]
+    choice.judge(bench, rows)
+    assert [(bar.figure, bar.holds) for bar in section.bars] == [
+        (1.02, True),
+        (1.02, True),
+        (0.5, True),
+        (1, False),
+    ]
+    assert section.notes == ["Its plans predict no times."]
+
+
+def test_a_family_counts_as_right_only_if_no_other_was_chosen() -> None:
+    workload = WORKLOADS["waiting and computing"]
+    assert families.is_right(workload, Counter(threads=9, processes=1))
+    assert not families.is_right(workload, Counter(threads=9, serial=1))
+    assert families.said(Counter(serial=9, threads=1)) == "serial 9, threads 1"
+
+
+def test_nothing_is_left_of_the_programs_that_keep_the_machine_busy() -> None:
+    before = set(psutil.Process().children())
+    with families.busy(2):
+        started = set(psutil.Process().children()) - before
+        assert len(started) == 2
+    assert not any(process.is_running() for process in started)
 
 
 # --- what is written ---------------------------------------------------------------------
@@ -187,8 +344,13 @@ def test_the_short_table_has_a_row_for_each_race() -> None:
 def test_claims_are_chosen_by_name() -> None:
     assert command.parse([]).claims == list(CLAIMS)
     assert command.parse(["--claims", "tiny,cold"]).claims == ["tiny", "cold"]
-    with pytest.raises(SystemExit):
-        command.parse(["--claims", "tinny"])
+    assert set(CLAIMS) - set(command.parse(["--quick"]).claims) == {"choice", "families"}
+    assert command.parse(["--quick", "--claims", "choice"]).claims == ["choice"]
+    assert command.parse([]).workloads == list(WORKLOADS)
+    assert command.parse(["--workloads", "zlib,JSON"]).workloads == ["zlib", "JSON"]
+    for wrong in (["--claims", "tinny"], ["--workloads", "zlip"]):
+        with pytest.raises(SystemExit):
+            command.parse(wrong)
 
 
 # --- hosts -------------------------------------------------------------------------------
@@ -200,6 +362,20 @@ def host(tmp_path: Path) -> Iterator[Host]:
         host = Host("loop", log)
         yield host
         host.close()
+
+
+def plan_of(station: Station, made: Ground) -> choice.Choice:
+    return choice.chosen(station, "sleeps of 10 ms", 40, made)
+
+
+def test_a_choice_is_that_of_plait_without_options(prepared: Ground, tmp_path: Path) -> None:
+    with (tmp_path / "log").open("w") as log:
+        host = Host("plait auto", log)
+        found = host.call(plan_of, (prepared,), limit_s=60)
+        host.close()
+    assert found.backend == "threads"
+    assert found.workers > 2
+    assert str(found) == f"threads x {found.workers}"
 
 
 def pid_of(station: Station) -> int:

@@ -12,14 +12,17 @@ from benchmarks.claims import (
     arrays_in,
     arrays_out,
     captured,
+    choice,
     cold,
     cpu,
+    families,
     faults,
     latency,
     lazy,
     memory,
     opening,
     pareto,
+    probe,
     sleeps,
     tiny,
     width,
@@ -28,7 +31,7 @@ from benchmarks.claims import (
 if TYPE_CHECKING:
     from benchmarks.bench import Bench
 
-__all__ = ["CLAIMS"]
+__all__ = ["CLAIMS", "LONG"]
 
 CLAIMS: dict[str, Callable[[Bench], None]] = {
     "latency": latency.run,
@@ -45,4 +48,10 @@ CLAIMS: dict[str, Callable[[Bench], None]] = {
     "width": width.run,
     "memory": memory.run,
     "faults": faults.run,
+    "probe": probe.run,
+    "choice": choice.run,
+    "families": families.run,
 }
+
+LONG = ("choice", "families")
+"""Those of all workloads: they take minutes, also when they are quick. Name them."""

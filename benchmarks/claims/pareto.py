@@ -9,14 +9,13 @@ from benchmarks.bare import balanced, halves_s
 from benchmarks.claims.cpu import LIMIT, TUNABLE, time_burns
 from benchmarks.station import WORKERS
 from benchmarks.tasks import burn, loops_for
+from benchmarks.workloads import unequal
 
 if TYPE_CHECKING:
     from benchmarks.bench import Bench
     from benchmarks.pairs import Race
 
 __all__ = ["run"]
-
-SHAPE = 1.3  # of the Pareto distribution: a fifth of the tasks holds three quarters of the work
 
 
 def run(bench: Bench) -> None:
@@ -29,13 +28,6 @@ def run(bench: Bench) -> None:
     race = compare(bench, f"{title}, shuffled", shuffled)
     bench.at_most_peers(f"{title}, shuffled", race, 1.0)
     bench.at_least(f"{title}, shuffled: {LIMIT} / plait", race.ratio(LIMIT, "plait"), 0.94)
-
-
-def unequal(count: int, mean: int) -> list[int]:
-    """Return durations, in loops of ``burn``, the same in each run."""
-    chance = random.Random(1)
-    durations = [chance.paretovariate(SHAPE) for _ in range(count)]
-    return [round(duration * mean * count / sum(durations)) for duration in durations]
 
 
 def compare(bench: Bench, title: str, loops: list[int]) -> Race:
