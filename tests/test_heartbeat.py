@@ -8,8 +8,10 @@ import zlib
 
 import pytest
 
-from plait.heartbeat import BEAT_S, Heartbeat, has_gil
+from plait import heartbeat
+from plait.heartbeat import Heartbeat, has_gil
 
+BEAT_S = 0.0005
 BLOB = bytes(range(256)) * 1024
 
 
@@ -41,6 +43,20 @@ def test_compression_lets_go_of_it() -> None:
 
 def test_who_sleeps_does_not_hold_it() -> None:
     assert share_while(lambda: time.sleep(0.002), beats=40) < 0.4
+
+
+def test_short_holds_are_seen() -> None:
+    """Half a millisecond of Python every two and a half."""
+
+    def task() -> None:
+        time.sleep(0.002)
+        until = time.monotonic() + 0.0005
+        while time.monotonic() < until:
+            pass
+
+    if heartbeat.count_sleeps is heartbeat._count_none:
+        pytest.skip("the system does not tell")
+    assert share_while(task, beats=150) > 0.08
 
 
 def test_nothing_is_known_before_the_first_beat() -> None:

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 import plait
+from plait.feed import Feed
 from plait.inputs import SlicedInput, can_slice
+from plait.options import Options
 
 from .conftest import Way, double
 
@@ -91,3 +93,19 @@ def test_the_sample_counts(tmp_path: Any) -> None:
 
     assert plait.map(note, range(500)) == list(range(500))
     assert seen == list(range(len(seen)))  # each once; the rest ran elsewhere, or here
+
+
+def test_what_is_given_back_is_taken_again_in_order() -> None:
+    for source in (iter(range(20)), range(20)):
+        feed = Feed(source, 20, Options(), keeps=True)
+        feed.open(lambda: None)
+        assert list(feed.take(10, 10, 1)) == list(range(10))
+        feed.give_back(range(4, 10))
+        assert (feed.fed, feed.remaining) == (4, 16)
+        assert list(feed.take(3, 3, 1)) == [4, 5, 6]
+        feed.give_back([5, 6])  # again, of what was given back before
+        taken = [list(feed.take(4, 4, 1)) for _ in range(6)]
+        assert [item for items in taken for item in items] == list(range(5, 20))
+        feed.give_back([19])
+        assert list(feed.take(4, 4, 1)) == [19]
+        assert feed.has_given_all

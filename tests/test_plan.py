@@ -78,10 +78,10 @@ def test_a_warm_pool_pays_sooner() -> None:
     assert plan(remaining=5, is_warm=True).backend == "processes"
 
 
-def test_an_input_of_unknown_length_is_taken_to_be_three_times_what_was_seen() -> None:
+def test_an_input_of_unknown_length_is_taken_to_be_ten_times_what_was_seen() -> None:
     assert plan(remaining=None).backend == "processes"
     assert plan(remaining=None, sample=WAITING).backend == "threads"
-    assert plan(remaining=None, sample=BUSY._replace(tasks=2)).backend == "serial"
+    assert plan(remaining=None, sample=BUSY._replace(tasks=1)).backend == "serial"
     assert plan(remaining=None).predicted_s is None
 
 

@@ -68,7 +68,7 @@ class Feed:
         self._options = options
         self._keeps = keeps
         self._input: Input = DirectInput(iter(()))  # until it is opened
-        self._returned: Sequence[Any] | None = None
+        self._returned: list[Sequence[Any]] = []  # what was given back, the next at the end
         self.total = total
         self.fed = 0
         self.handed_out = 0
@@ -125,33 +125,37 @@ class Feed:
             self._input.allow(allowed)
             count = min(count, allowed - self.fed)
             self.is_held_up = count <= 0
-        if self._returned is not None:
-            items, self._returned = self._returned[:count], self._returned[count:]
-            if not len(self._returned):
-                self._returned = None
-        else:
-            items = self._input.take(count)
+        items = self._take_returned(count) if self._returned else self._input.take(count)
         self.fed += len(items)
-        if self._input.has_ended and self._returned is None:
+        if self._input.has_ended and not self._returned:
             self.is_open = False
         return items
+
+    def _take_returned(self, count: int) -> Sequence[Any]:
+        if count <= 0:
+            return []
+        items = self._returned.pop()
+        if len(items) > count:
+            self._returned.append(items[count:])
+        return items[:count]
 
     def give_back(self, items: Sequence[Any]) -> None:
         """Take back the last of the items that were taken: they will be the next."""
         if len(items):
-            self._returned = items
+            self._returned.append(items)
             self.fed -= len(items)
             self.is_open = True
 
     def make_sizer(self, plan: Plan, depth: int) -> ChunkSizer:
         """Return what sizes the chunks: where memory is constant, all of them share its bound."""
-        most = MOST_TASKS
+        sample, chunksize, most = plan.sample, plan.chunksize, MOST_TASKS
         if not self._keeps:
             most = max(1, UNREAD_TASKS // (UNREAD_CHUNKS * plan.max_workers * depth))
-        sample = plan.sample
+        elif chunksize == "auto" and plan.backend == "serial" and sample and self.remaining:
+            chunksize = self.remaining  # nobody else is to have some of it
         if sample is None:
-            return ChunkSizer(plan.chunksize, plan.max_workers, None, 0, most)
-        return ChunkSizer(plan.chunksize, plan.max_workers, sample.task_s, sample.tasks, most)
+            return ChunkSizer(chunksize, plan.max_workers, None, 0, most)
+        return ChunkSizer(chunksize, plan.max_workers, sample.task_s, sample.tasks, most)
 
     def fill(self, room: Room, workers: int, setting: Setting) -> bool:
         """Submit what so many workers can use now; False if reading took too long for all of it."""

@@ -3,7 +3,10 @@
 Used by probe.py, while the first tasks run. The thread sleeps half a millisecond, wakes up, and
 needs the GIL to go on. Where nothing holds it, that takes no time; where the tasks run Python, or
 C code that does not let go of it, the thread waits until they do, at most the switch interval
-(5 ms) if they are asked to. So what it measures is what another worker thread would meet.
+(5 ms) if they are asked to. So what it measures is what another worker thread would meet. That it
+had to wait is told by the system: a thread that sleeps once more than it wanted to has slept for
+the GIL, however shortly, as it does where tasks let go of it again and again. (Where the system
+does not count, anywhere but on Linux, only what is late by more than timers are shows.)
 (The idea is that of gilknocker, https://github.com/milesgranger/gilknocker.)
 
 What the tasks do between two looks is not seen, but is taken to be as it was at the next one. On
@@ -23,7 +26,8 @@ from plait.clocks import monotonic
 
 __all__ = ["Heartbeat", "has_gil"]
 
-BEAT_S = 0.000_5
+BEATS_S = (0.000_5, 0.000_31, 0.000_67, 0.000_41, 0.000_83, 0.000_37, 0.000_59)
+"""Uneven, or it would fall in step with tasks that sleep and work in turn, and never see them."""
 GONE_S = 0.1
 LATE_S = 0.000_15
 """What a wake-up may take where the GIL is free: timers and the system are this inexact."""
@@ -100,7 +104,7 @@ class Heartbeat:
             return 0.0
         if not self.beats:
             return None
-        return self._held_s / max(self._beaten_s - self._queued_s, self._held_s, BEAT_S)
+        return self._held_s / max(self._beaten_s - self._queued_s, self._held_s, BEATS_S[0])
 
     def _serve(self) -> None:
         queue = _Queue()
@@ -120,20 +124,41 @@ class Heartbeat:
 
     def _beat(self, queue: _Queue) -> None:
         queue.read()
+        beat_s = BEATS_S[self.beats % len(BEATS_S)]
+        sleeps = count_sleeps()
         started = self._counted()
         with suppress(Empty):
-            self._bell.get(timeout=BEAT_S)
-        self._count(self._counted() - started, queue.read())
+            self._bell.get(timeout=beat_s)
+        took_s, sleeps = self._counted() - started, count_sleeps() - sleeps
+        self._count(beat_s, took_s, queue.read(), sleeps)
         self.cpu_s = thread_time()
 
-    def _count(self, took_s: float, queued_s: float) -> None:
-        if took_s < BEAT_S:  # a part of it fell into a pause
+    def _count(self, beat_s: float, took_s: float, queued_s: float, sleeps: int) -> None:
+        if took_s < beat_s:  # a part of it fell into a pause
             return
-        late_s = max(0.0, took_s - queued_s - BEAT_S)
+        late_s = max(0.0, took_s - queued_s - beat_s)
         self.beats += 1
-        self._beaten_s += BEAT_S + late_s
-        if late_s > LATE_S:
-            self._held_s += BEAT_S + late_s
+        self._beaten_s += beat_s + late_s
+        # Asleep once for the beat, and again for the GIL.
+        if sleeps > 1 if sleeps else late_s > LATE_S:
+            self._held_s += beat_s + late_s
+
+
+def _count_sleeps() -> int:
+    """Return how often the calling thread gave up its CPU to wait for something."""
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
+
+
+def _count_none() -> int:
+    return 0
+
+
+try:
+    import resource
+
+    count_sleeps = _count_sleeps if hasattr(resource, "RUSAGE_THREAD") else _count_none
+except ImportError:  # Windows: untested
+    count_sleeps = _count_none
 
 
 class _Queue:

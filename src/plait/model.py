@@ -36,7 +36,7 @@ WORKERS_PER_CPU = 4
 """So many processes are tried for each CPU, where tasks wait."""
 WAITS_BELOW = 0.5
 """A task that is on a CPU for less than this share of its time is waiting for something."""
-SEEN = 0.25
+SEEN = 0.1
 """So much of the time in which short tasks hold the GIL is seen at the least."""
 MARGIN = 1.25
 """Where tasks wait they do not do so in turn: so many times more workers are needed for it."""
@@ -52,7 +52,7 @@ HANDOVER_S = 0.000_01
 """What it takes a thread at the least to have the GIL back where a task has let go of it."""
 UNSURE = 1.35
 """By this factor a prediction may be off where the tasks are all alike; found by benchmarks."""
-LINDY = 2.0
+LINDY = 10.0
 """An input of unknown length is taken to have so many times more than was seen of it."""
 
 

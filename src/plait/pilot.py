@@ -118,14 +118,25 @@ class Pilot:
 
     # --- How many workers ---------------------------------------------------------------
 
-    def learn(self, batch: list[Finished], now: float, *, is_full: bool = True) -> None:
-        """Take in what finished; ``is_full`` says that there was enough to do for all workers."""
-        tasks = sum(len(finished.values) for finished in batch)
+    def learn(
+        self,
+        batch: list[Finished],
+        now: float,
+        progress: tuple[int, float] = (0, 0.0),
+        *,
+        is_full: bool = True,
+    ) -> None:
+        """Take in what finished, and tasks and seconds of what did and was not told yet.
+
+        ``is_full`` says that there was enough to do for all workers.
+        """
+        untold, untold_s = progress
+        tasks = untold + (0 if untold else sum(len(finished.values) for finished in batch))
         if self._since is None:
             self._since = now  # what came now began before the clock did
         else:
             self._tasks += tasks
-            self._busy_s += sum(finished.seconds for finished in batch)
+            self._busy_s += untold_s or sum(finished.seconds for finished in batch)
             self._queued_s += sum(finished.queued_s for finished in batch)
         climber = self._climber
         if climber is not None:

@@ -29,7 +29,6 @@ from plait.worker import run_apart, run_together
 
 if TYPE_CHECKING:
     from plait.beside import Beside, LongTask
-    from plait.tasks import Stretch
 
 __all__ = ["Probe"]
 
@@ -38,10 +37,9 @@ MOST_S = 0.08
 """A sample that leaves doubt may take so long, if that is next to nothing of what remains."""
 SHARE = 0.01
 GROWTH = 4
-MOST_TASKS = 4096
+MOST_TASKS = 1_000_000
 STEP_S = 2 * BUDGET_S / 4
 """A step that takes so long, twice what it was to, ends."""
-TINY_TASKS = 256
 LONG_S = 0.01
 """If less than this is left, it does not matter who holds the GIL."""
 COMPUTES = 0.2
@@ -239,7 +237,7 @@ class Probe:
         """Run a step, or, if its tasks take longer than those before them, the first of it."""
         until = monotonic() + STEP_S
         if self._mean_s is not None and self._mean_s < TINY_S:
-            stretch = self._run_tiny(chunk, until)
+            stretch = run_together(self._call, chunk.items, catch=CATCH, until=until)
         else:
             (stretch,) = run_apart(
                 self._call,
@@ -251,17 +249,6 @@ class Probe:
         done = len(stretch.values)
         self._give_back(chunk.items[done:])
         return Finished.of(chunk, 0, stretch._replace(is_last=True), worker="main", pid=os.getpid())
-
-    def _run_tiny(self, chunk: Chunk, until: float) -> Stretch:
-        stretch = run_together(self._call, chunk.items[:TINY_TASKS], catch=CATCH)
-        while (done := len(stretch.values)) < len(chunk.items) and monotonic() < until:
-            items = chunk.items[done : done + TINY_TASKS]
-            values, errors, times, *_ = run_together(self._call, items, catch=CATCH)
-            stretch.values.extend(values)
-            stretch.errors.update({done + place: error for place, error in errors.items()})
-            started, seconds = stretch.times[0]
-            stretch.times[0] = (started, seconds + times[0][1])
-        return stretch
 
     def _note(self, before: ThreadClock, after: ThreadClock, tasks: int) -> None:
         wall, cpu, queued = (end - start for end, start in zip(after, before, strict=True))

@@ -76,7 +76,6 @@ class Start:
         total: how many items the whole input has, None if that is not known.
         items, values, errors, times: of the tasks that are done, as in ``outcome.Finished``.
         rest: the items that come after them.
-        is_cut: whether that is just what is left of the input, as time was up.
         fatal: what ended it that is no task's outcome.
         before, after: the clocks of the thread.
         claim: whoever takes this lock goes on with the rest. This thread does, at the end; if it
@@ -104,7 +103,6 @@ class Start:
         self.errors: dict[int, BaseException] = {}
         self.times: list[Times] = []
         self.rest = join(iterables)
-        self.is_cut = False
         self.fatal: BaseException | None = None
         self.claim = allocate_lock()
         self.beside: Any = None
@@ -139,7 +137,6 @@ class Start:
                 started = monotonic()
                 if started >= until:
                     self.rest = chain((item,), self.rest)
-                    self.is_cut = True
                     break
                 items.append(item)
                 value = fn(*item) if is_star else fn(item)
@@ -148,7 +145,6 @@ class Start:
                 values.append(value)
                 # Before the next item is read: after a long task that may be another thread's.
                 if ended >= until and len(values) != self.total:
-                    self.is_cut = True
                     break
             else:
                 return True

@@ -92,7 +92,10 @@ class Run:
         self._half_read = (-1, 0)  # of the stretch that begins so, that many tasks were handed out
         self._is_stopped = False  # by an error, or by who called stop(): nothing new starts
         self._setting = Setting(
-            Limits.of(options), prefix_output=options.prefix_output, keeps_items=is_stored
+            Limits.of(options),
+            prefix_output=options.prefix_output,
+            keeps_items=is_stored,
+            in_one_piece=keeps and options.progress is False,
         )
         self._retries = Retries(RetryPolicy(options), _draw)
         self._bell: SimpleQueue[None] = SimpleQueue()  # rung to end a wait for the next try
@@ -372,19 +375,25 @@ class Run:
                 finished.errors.values(), self._options.slow_down_on
             ):
                 pilot.slow_down()
-        pilot.learn(batch, now := monotonic(), is_full=self._feed.is_open)
-        if pilot.is_due(now) and self._feed.is_open and not self._is_stopped:
+        progress = room.lane.take_progress()
+        pilot.learn(batch, now := monotonic(), progress, is_full=self._feed.is_open)
+        has_rest = self._feed.is_open or room.lane.left
+        if pilot.is_due(now) and has_rest and not self._is_stopped:
             self._look_again(pilot, batch[-1] if batch else None, now)
 
     def _look_again(self, pilot: Pilot, last: Finished | None, now: float) -> None:
         """Change to another plan if what was seen since speaks for it."""
-        sample = pilot.look_again(self._feed.remaining, self.report.tasks, now)
+        lane = self._lane
+        assert lane is not None
+        remaining = self._feed.remaining
+        if remaining is not None:
+            remaining += lane.left
+        sample = pilot.look_again(remaining, max(1, self.report.tasks), now)
         if sample is not None:
-            plan = self._choose(sample, last)
+            plan = self._choose(sample, last, lane.left)
             if pilot.is_worth(plan):
                 pilot.is_leaving = True
-                if self._lane is not None:
-                    self._feed.give_back(self._lane.take_back())
+                self._feed.give_back(lane.take_back())
                 self.follow(plan)
 
     def _settle(self, batch: list[Finished]) -> list[Finished]:
@@ -454,6 +463,7 @@ class Run:
             yield from self._come_back()
             return
         probe = self._probe = self._make_probe()
+        look_at_s = 0.0
         with closing(probe):
             yield from self._take_over(probe)
             while self._feed.is_open and (finished := probe.step()) is not None:
@@ -465,8 +475,9 @@ class Run:
                     yield from self._take_early()
                     return
                 self._check_time()
-                if not self._explains:
+                if probe.spent_s >= look_at_s and not self._explains:
                     look_ahead(options, probe.sample, self._feed.remaining)
+                    look_at_s = 2 * probe.spent_s
         self.follow(self._choose(probe.sample, probe.last))
 
     def _make_probe(self) -> Probe:
@@ -551,12 +562,17 @@ class Run:
             self._check_time()
         return []
 
-    def _choose(self, sample: Sample | None = None, last: Finished | None = None) -> Plan:
+    def _choose(
+        self, sample: Sample | None = None, last: Finished | None = None, left: int = 0
+    ) -> Plan:
+        """Make a plan; ``left`` tasks were taken from the input and can be given back."""
         if self._backend is not None:
             name, workers = self._backend.traits.name, self._backend.max_workers
             return Plan(name, workers, self._options.chunksize, "it is open.")
         spent_s = monotonic() - self._started
         remaining = self._feed.remaining
+        if remaining is not None:
+            remaining += left
         question = Question(self._call.fn, self._options, sample, remaining, last, spent_s)
         return decide(question, in_full=self._explains)
 

@@ -7,7 +7,7 @@ are awaited elsewhere (backends/asyncio_loop.py), and reported in the same form.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import starmap
+from itertools import islice, starmap
 from typing import Any
 
 from plait.host import monotonic
@@ -30,6 +30,10 @@ CATCH_ALL: tuple[type[BaseException], ...] = (BaseException,)
 
 # Results that took this long in all are put into safety before the next task starts.
 FLUSH_S = 0.001
+
+# So many tiny tasks are run without a look at the clock, where it is looked at all.
+FIRST_PART, MOST_PART = 16, 1024
+PART_S = 0.002
 
 
 _depth = 0
@@ -111,21 +115,42 @@ def run_apart(
 
 
 def run_together(
-    call: Call, items: Sequence[Any], *, catch: tuple[type[BaseException], ...] = CATCH_ALL
+    call: Call,
+    items: Sequence[Any],
+    *,
+    catch: tuple[type[BaseException], ...] = CATCH_ALL,
+    until: float | None = None,
+    after: Stretch | None = None,
 ) -> Stretch:
-    """Run tiny tasks at the speed of ``list(map(fn, items))``, timed as one."""
-    apply = starmap if call.style == "star" else map
+    """Run tiny tasks at the speed of ``list(map(fn, items))``, timed as one.
+
+    With ``until`` it looks at the clock now and then, and stops when it is as late as that:
+    tasks may turn out to be not so tiny. They can go on where those of ``after`` have stopped:
+    then that grows.
+    """
     values: list[Any] = []
     errors: dict[int, BaseException] = {}
-    rest = iter(items)
-    started = monotonic()
-    while len(values) < len(items):
+    before_s = 0.0
+    started = now = monotonic()
+    first = started
+    if after is not None:
+        values, errors, ((first, before_s),), *_ = after
+    apply = starmap if call.style == "star" else map
+    mapped = apply(call.fn, iter(items))
+    total = len(values) + len(items)
+    size = total if until is None else FIRST_PART
+    while len(values) < total and (until is None or now < until):
+        wanted = min(len(values) + size, total)
         try:
             # extend() keeps what came before an error, so its length tells whose it is.
-            values.extend(apply(call.fn, rest))
-            if len(values) < len(items):  # to extend(), a StopIteration is the end, no error
+            values.extend(islice(mapped, wanted - len(values)))
+            if len(values) < wanted:  # to extend(), a StopIteration is the end, no error
                 raise StopIteration
         except catch as error:
             errors[len(values)] = error
             values.append(None)
-    return Stretch(values, errors, [(started, monotonic() - started)])
+        if until is not None:
+            before, now = now, monotonic()
+            size = min(2 * size, MOST_PART) if now - before < PART_S else max(1, size // 4)
+    times = [(first, before_s + monotonic() - started)]
+    return Stretch(values, errors, times, len(values) == total)

@@ -126,6 +126,8 @@ class AsyncioBackend:
 class AsyncioLane:
     """One coroutine function's way through a loop."""
 
+    left = 0  # all of it is with the workers
+
     def __init__(
         self,
         backend: AsyncioBackend,
@@ -229,6 +231,10 @@ class AsyncioLane:
 
     def end_input(self) -> None:
         """Do nothing: no task waits behind another while a worker is free."""
+
+    def take_progress(self) -> tuple[int, float]:
+        """Return nothing: all that was run is told."""
+        return 0, 0.0
 
     def take_back(self) -> Sequence[Any]:
         """Return nothing: all of it is with the workers."""

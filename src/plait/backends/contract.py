@@ -46,6 +46,7 @@ class Setting:
         prefix_output: whether what worker processes print begins with who said it.
         context: the context variables of who asked.
         keeps_items: whether nobody can change an item before the lane is closed.
+        in_one_piece: whether nobody looks at results before the last of them is there.
     """
 
     def __init__(
@@ -54,7 +55,9 @@ class Setting:
         *,
         prefix_output: bool = False,
         keeps_items: bool = False,
+        in_one_piece: bool = False,
     ) -> None:
+        self.in_one_piece = in_one_piece
         self.limits = limits or Limits()
         self.prefix_output = prefix_output
         self.context = copy_context()
@@ -87,6 +90,15 @@ class Lane(Protocol):
 
     def end_input(self) -> None:
         """Hear that nothing more will be submitted, but for tasks that are tried again."""
+        ...
+
+    @property
+    def left(self) -> int:
+        """How many tasks ``take_back`` would return."""
+        ...
+
+    def take_progress(self) -> tuple[int, float]:
+        """Return how many tasks were run that were not told of, and the seconds they took."""
         ...
 
     def take_back(self) -> Sequence[Any]:

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["SerialBackend"]
 
-TINY_TASKS = 1024
-"""So many tasks are run without a look at the clock."""
 TELL_S = 0.03
 """A chunk that takes longer tells what is done of it."""
 
@@ -38,7 +36,7 @@ class SerialBackend:
         self._initializer = initializer
         self.is_usable = True
 
-    def open_lane(self, call: Call, setting: Setting | None = None) -> SerialLane:  # noqa: ARG002
+    def open_lane(self, call: Call, setting: Setting | None = None) -> SerialLane:
         """Open a way for a function, after the initializer ran, once.
 
         The thread that waits runs the tasks, so nobody could watch over a limit of time: for
@@ -49,7 +47,7 @@ class SerialBackend:
         if self._initializer is not None:
             initializer, self._initializer = self._initializer, None
             initializer()
-        return SerialLane(self, call)
+        return SerialLane(self, call, setting or Setting())
 
     def close(self) -> None:
         """Refuse what comes from now on."""
@@ -62,12 +60,15 @@ class SerialBackend:
 class SerialLane:
     """Chunks wait here until somebody waits for them."""
 
-    def __init__(self, backend: SerialBackend, call: Call) -> None:
+    def __init__(self, backend: SerialBackend, call: Call, setting: Setting) -> None:
         self._backend = backend
         self._call = call
+        self._in_one_piece = setting.in_one_piece
         self._chunks: deque[Chunk] = deque()
-        self._running: Iterator[Finished] | None = None
+        self._running: Iterator[Finished | None] | None = None
         self._rest: Sequence[Any] = ()  # of the chunk that is running
+        self._whole: Finished | None = None  # what was not told of it yet
+        self._progress = (0, 0.0)
         self.shared_bytes = 0
         self.abandoned = 0
 
@@ -87,21 +88,76 @@ class SerialLane:
         if self._running is None:
             if not self._chunks:
                 return []
-            chunk = self._chunks.popleft()
-            self._rest = chunk.items
-            self._running = _run(self._call, chunk)
+            self._running = self._run(self._chunks.popleft())
         finished = next(self._running)
-        self._rest = self._rest[len(finished.values) :]
+        if finished is None:
+            return []
         if finished.is_last:
             self._running = None
         return [finished]
 
+    def _run(self, chunk: Chunk) -> Iterator[Finished | None]:
+        """Yield what finished; None to say that time has passed."""
+        self._rest = chunk.items
+        if chunk.together and self._in_one_piece:
+            yield from self._run_in_one_piece(chunk)
+            return
+        done = 0
+        for stretch in self._run_tiny() if chunk.together else self._run_apart(chunk):
+            self._rest = chunk.items[done + len(stretch.values) :]
+            yield Finished.of(chunk, done, stretch, worker="main", pid=os.getpid())
+            done += len(stretch.values)
+
+    def _run_apart(self, chunk: Chunk) -> Iterator[Stretch]:
+        return run_apart(self._call, chunk.items, catch=CATCH)
+
+    def _run_tiny(self) -> Iterator[Stretch]:
+        """Run tiny tasks together; if they turn out to be not so tiny, tell now and then."""
+        while len(self._rest):
+            until = monotonic() + TELL_S
+            yield run_together(self._call, self._rest, catch=CATCH, until=until)
+
+    def _run_in_one_piece(self, chunk: Chunk) -> Iterator[Finished | None]:
+        """Do the same where nobody reads before the end.
+
+        To join two lists of the tiniest tasks takes a quarter of the time that these took.
+        """
+        stretch = None
+        while len(self._rest):
+            done, before_s = (len(stretch.values), stretch.times[0][1]) if stretch else (0, 0.0)
+            until = monotonic() + TELL_S
+            # What is done stays in the stretch, whatever is raised meanwhile.
+            stretch = stretch or Stretch([], {}, [(monotonic(), 0.0)])
+            self._whole = Finished(chunk.first, chunk.items, *stretch[:3], "main", os.getpid())
+            stretch = run_together(self._call, self._rest, catch=CATCH, until=until, after=stretch)
+            tasks = len(stretch.values) - done
+            self._rest = self._rest[tasks:]
+            self._progress = (tasks, stretch.times[0][1] - before_s)
+            self._whole = Finished.of(chunk, 0, stretch, "main", os.getpid())
+            if stretch.is_last:
+                break
+            yield None
+        whole, self._whole = self._whole, None
+        yield whole
+
+    def take_progress(self) -> tuple[int, float]:
+        """Return tasks that were run and not told of yet, and their seconds."""
+        progress, self._progress = self._progress, (0, 0.0)
+        return progress
+
+    @property
+    def left(self) -> int:
+        """How many tasks could be taken back."""
+        return 0 if self._chunks or self._running is None else len(self._rest)
+
     def take_back(self) -> Sequence[Any]:
         """Return what is left of the running chunk, if there is no other, and do not run it."""
-        if self._chunks or self._running is None:
+        if not self.left:
             return ()
-        self._running = None
-        return self._rest
+        rest, self._rest = self._rest, ()
+        whole, self._whole = self._whole, None
+        self._running = iter([whole._replace(is_last=True)]) if whole is not None else None
+        return rest
 
     def end_input(self) -> None:
         """Do nothing: no task waits behind another while a worker is free."""
@@ -118,39 +174,11 @@ class SerialLane:
         return False
 
     def close(self, *, patience_s: float | None = None) -> list[Finished]:  # noqa: ARG002
-        """Drop what has not started; nothing runs while nobody waits."""
+        """Drop what has not started; nothing runs while nobody waits. Return what is done."""
         self._chunks.clear()
         self._running = None
-        return []
-
-
-def _run(call: Call, chunk: Chunk) -> Iterator[Finished]:
-    stretches = (
-        _run_tiny(call, chunk) if chunk.together else run_apart(call, chunk.items, catch=CATCH)
-    )
-    done = 0
-    for stretch in stretches:
-        yield Finished.of(chunk, done, stretch, worker="main", pid=os.getpid())
-        done += len(stretch.values)
-
-
-def _run_apart(call: Call, chunk: Chunk) -> Iterator[Stretch]:
-    return run_apart(call, chunk.items, catch=CATCH)
-
-
-def _run_tiny(call: Call, chunk: Chunk) -> Iterator[Stretch]:
-    """Run tiny tasks together; if they turn out to be not so tiny, tell now and then."""
-    items = chunk.items
-    values: list[Any] = []
-    errors: dict[int, BaseException] = {}
-    started = monotonic()
-    for place in range(0, len(items), TINY_TASKS):
-        part = run_together(call, items[place : place + TINY_TASKS], catch=CATCH)
-        if part.errors:
-            errors |= {len(values) + at: error for at, error in part.errors.items()}
-        values += part.values
-        took_s = monotonic() - started
-        is_last = place + TINY_TASKS >= len(items)
-        if is_last or took_s > TELL_S:
-            yield Stretch(values, errors, [(started, took_s)], is_last)
-            values, errors, started = [], {}, monotonic()
+        whole, self._whole = self._whole, None
+        if whole is None or not whole.values:
+            return []
+        # The times are missing if the last tasks were interrupted.
+        return [whole._replace(items=whole.items[: len(whole.values)])]

@@ -200,6 +200,8 @@ class CallLane:
 class ThreadLane:
     """One function's way through a pool of threads."""
 
+    left = 0  # all of it is with the workers
+
     def __init__(self, backend: ThreadBackend, call: Call, setting: Setting) -> None:
         self._backend = backend
         self._call = call
@@ -309,6 +311,10 @@ class ThreadLane:
 
     def end_input(self) -> None:
         """Do nothing: no task waits behind another while a worker is free."""
+
+    def take_progress(self) -> tuple[int, float]:
+        """Return nothing: all that was run is told."""
+        return 0, 0.0
 
     def take_back(self) -> Sequence[Any]:
         """Return nothing: all of it is with the workers."""
