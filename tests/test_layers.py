@@ -114,7 +114,7 @@ SLOW = (
     "threadpoolctl",
     "typer",
 )
-LATE = (*SLOW, "importlib", "pkgutil", "resource", "signal", "threading", "traceback")
+LATE = (*SLOW, "importlib", "json", "pkgutil", "resource", "signal", "threading", "traceback")
 # All that `import plait` loads, and a map that is over at once. They load the rest late.
 FRONT = ("clocks", "sentinel", "quick", "api", "")
 LIGHT = ("__future__", "_contextvars", "_queue", "gc", "itertools", "os", "time", "types")

@@ -299,7 +299,8 @@ def test_ctrl_c_between_any_two_lines_of_the_loop(monkeypatch: pytest.MonkeyPatc
             assert task.begun in (list(range(len(outcomes))), list(range(len(outcomes) + 1)))
             (finished,) = error.plait_run.finished() or (None,)  # type: ignore[attr-defined]
             if finished is not None:
-                assert len(finished.items) == len(finished.times) == len(outcomes)
+                assert len(finished.items) == len(outcomes)
+                assert len(finished.times) in (1, len(outcomes))  # tiny tasks share one
             return True
         finally:
             sys.settrace(tracer)

@@ -100,7 +100,8 @@ class Beside:
 
     def end(self) -> bool:
         """Hear that it is over; whether the run has gone on meanwhile."""
-        sentinel.disarm(self._watch)
+        watch, self._watch = self._watch, None  # it refers to us
+        sentinel.disarm(watch)
         assert self._task is not None
         if self._task.claim.acquire(blocking=False):
             return False

@@ -13,7 +13,6 @@ it, and each figure is held within bounds: nothing in it can do more than make a
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import sys
@@ -21,7 +20,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from plait.host import cpu_count
@@ -81,28 +79,28 @@ def keep(costs: Costs) -> None:
 # --- The file ----------------------------------------------------------------------------
 
 
-def _file() -> Path | None:
+def _file() -> str | None:
     folder = os.environ.get("PLAIT_CACHE_DIR")
-    if folder == "":
-        return None
     if folder is None:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        return Path(base) / "plait" / "costs.json"
-    return Path(folder) / "costs.json"
+        base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111
+        folder = f"{base}/plait"
+    return f"{folder}/costs.json" if folder else None
 
 
 def _key() -> str:
     return f"{sys.implementation.cache_tag} costs-{FORMAT} cpus-{cpu_count()}"
 
 
-def _read(file: Path | None) -> Costs | None:
+def _read(file: str | None) -> Costs | None:
     """Return what a file says of this machine; None if it says nothing that is to be believed."""
     if file is None:
         return None
     try:
-        with file.open() as opened:
+        with open(file) as opened:  # noqa: PTH123  pathlib is slow to import
             if not _is_ours(os.fstat(opened.fileno())):
                 return None
+            import json  # most programs find no file
+
             entry = json.load(opened)[_key()]
         if not 0 <= time.time() - entry["measured_at"] < FRESH_S:
             return None
@@ -130,23 +128,27 @@ def _checked(figures: dict[str, float]) -> Costs:
     return Costs(**held)
 
 
-def _write(file: Path, costs: Costs) -> None:
+def _write(file: str, costs: Costs) -> None:
     """Add an entry; the file is replaced in one piece, and nobody else can read it."""
-    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    import json
+    import tempfile
+
+    folder = os.path.dirname(file)  # noqa: PTH120
+    os.makedirs(folder, mode=0o700, exist_ok=True)  # noqa: PTH103
     entries: Any = {}
-    with suppress(OSError, ValueError, RecursionError):
-        entries = json.loads(file.read_text())
+    with suppress(OSError, ValueError, RecursionError), open(file) as opened:  # noqa: PTH123
+        entries = json.load(opened)
     if not isinstance(entries, dict):
         entries = {}
     entries[_key()] = {**costs._asdict(), "measured_at": time.time()}
-    new = file.with_name(f"{file.name}.{os.getpid()}")
-    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    descriptor, new = tempfile.mkstemp(dir=folder)  # for this user only
     try:
-        with os.fdopen(descriptor, "w") as opened:
-            json.dump(entries, opened, indent=1)
-        new.replace(file)
-    finally:
-        new.unlink(missing_ok=True)
+        with os.fdopen(descriptor, "w") as written:
+            json.dump(entries, written, indent=1)
+        os.replace(new, file)  # noqa: PTH105
+    except BaseException:
+        os.unlink(new)  # noqa: PTH108
+        raise
 
 
 # --- Measuring ---------------------------------------------------------------------------

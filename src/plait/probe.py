@@ -35,6 +35,9 @@ __all__ = ["Probe"]
 BUDGET_S = 0.02
 MOST_S = 0.08
 """A sample that leaves doubt may take so long, if that is next to nothing of what remains."""
+HOPELESS_S = 0.000_000_15
+LEAST_S = 0.002
+"""Tasks that are so short are not worth sending anywhere: that is known soon."""
 SHARE = 0.01
 GROWTH = 4
 MOST_TASKS = 1_000_000
@@ -100,14 +103,19 @@ class Probe:
 
     def take_over(self, start: Start, first: int = 0, end: int | None = None) -> Finished:
         """Count tasks that ran before there was a probe, as if they had been its own."""
-        values, times = start.values[first:end], start.times[first:end]
+        values, seconds = start.values[first:end], start.seconds[first:end]
+        begun = start.begun[first:end]
         (_, cpu, queued), (_, cpu_now, queued_now) = start.before, start.after
-        task_s = sum(seconds for _, seconds in times)
+        task_s = sum(seconds)
         # The clocks of the thread went on between the tasks, where the input was read.
         cpu_s = min(cpu_now - cpu, task_s)
         self._size = len(values)
         self._note((0, 0, 0), (task_s, cpu_s, queued_now - queued), len(values))
-        self._first_s = min(self._first_s, times[0][1])
+        self._first_s = min(self._first_s, seconds[0])
+        if task_s < TINY_S * len(values):
+            times = [(begun[0], task_s)]
+        else:
+            times = list(zip(begun, seconds, strict=True))
         finished = Finished(
             first,
             start.items[first : first + len(values)],
@@ -156,6 +164,8 @@ class Probe:
         return finished
 
     def _is_enough(self) -> bool:
+        if self._mean_s is not None and self._mean_s < HOPELESS_S and self.spent_s > LEAST_S:
+            return True
         if self.spent_s < BUDGET_S:
             return False
         left_s = self._left_s()

@@ -74,7 +74,9 @@ class Start:
     Attributes:
         fn, style, iterables: what is mapped, and how (see ``tasks.Call``).
         total: how many items the whole input has, None if that is not known.
-        items, values, errors, times: of the tasks that are done, as in ``outcome.Finished``.
+        items, values, errors: of the tasks that are done, as in ``outcome.Finished``.
+        begun, seconds: when each of them began, and how long it took. (A tuple for each would be
+            something for the garbage collector to look at, which may look at all of a program.)
         rest: the items that come after them.
         fatal: what ended it that is no task's outcome.
         before, after: the clocks of the thread.
@@ -101,7 +103,8 @@ class Start:
         self.items: list[Any] = []
         self.values: list[Any] = []
         self.errors: dict[int, BaseException] = {}
-        self.times: list[Times] = []
+        self.begun: list[float] = []
+        self.seconds: list[float] = []
         self.rest = join(iterables)
         self.fatal: BaseException | None = None
         self.claim = allocate_lock()
@@ -128,7 +131,8 @@ class Start:
         start_new_thread(self.context.run, (self._go_beside, self))
 
     def _run(self) -> bool:
-        fn, items, values, times = self.fn, self.items, self.values, self.times
+        fn, items, values = self.fn, self.items, self.values
+        begun, seconds = self.begun, self.seconds
         is_star = self.style == "star"
         started = monotonic()
         until = started + BUDGET_S
@@ -141,7 +145,8 @@ class Start:
                 items.append(item)
                 value = fn(*item) if is_star else fn(item)
                 ended = monotonic()
-                times.append((started, ended - started))
+                begun.append(started)
+                seconds.append(ended - started)
                 values.append(value)
                 # Before the next item is read: after a long task that may be another thread's.
                 if ended >= until and len(values) != self.total:
@@ -158,12 +163,18 @@ class Start:
         place = len(self.values)
         if len(self.items) > place and isinstance(error, CATCH):
             self.errors[place] = error
-            self.times.append((started, monotonic() - started))
+            self.begun.append(started)
+            self.seconds.append(monotonic() - started)
             self.values.append(None)
         else:
             self.fatal = error
         done = len(self.values)  # Ctrl-C may have come between two steps
-        del self.items[done:], self.times[done:]
+        del self.items[done:], self.begun[done:], self.seconds[done:]
+
+    @property
+    def times(self) -> list[Times]:
+        """The times of the tasks that are done, as in ``outcome.Finished``."""
+        return list(zip(self.begun, self.seconds, strict=True))
 
     def raising_rest(self) -> Iterator[Any]:
         """Return the items that come after those that are done; what ended it comes out there."""

@@ -245,7 +245,8 @@ class Run:
         with self._stack:
             self._begin()
             yield from self._take_sample()
-            self.beside = None  # it refers to us: who drops a run is not to wait for the collector
+            # They refer to us: who drops a run is not to wait for the collector.
+            self.beside = self._probe = None
             if self.plan is None:
                 self.follow(self._choose())
             yield from self.rest

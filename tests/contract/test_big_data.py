@@ -705,6 +705,25 @@ def test_results_are_gone_when_they_were_dropped(way: Way) -> None:
         gc.enable()
 
 
+@pytest.mark.parametrize("count", [3, 3000])
+def test_a_map_that_measured_is_gone_with_its_results(count: int) -> None:
+    """Without the collector, whatever the first moments left behind."""
+    gc.collect()
+    gc.disable()
+    try:
+        results = plait.map(lambda n: Box(n) if n else time.sleep(0.002), range(count))
+        alive = [weakref.ref(box) for box in results[1:]]
+        del results
+        assert [box() for box in alive] == [None] * (count - 1)
+    finally:
+        gc.enable()
+
+
+class Box:
+    def __init__(self, n: int) -> None:
+        self.n = n
+
+
 def test_results_of_futures_are_gone_when_they_were_dropped(way: Way) -> None:
     gc.disable()
     try:
