@@ -96,6 +96,7 @@ LAYERS = (
     "cli_items",
     "cli_shared",
     "json_lines",
+    "cli_plan",
     "cli_sweep",
     "cli",
 )

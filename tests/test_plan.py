@@ -6,6 +6,7 @@ import itertools
 import math
 import os
 import re
+import threading
 import time
 from typing import Any
 
@@ -270,3 +271,73 @@ def test_a_function_with_a_lock_inside_stays_here() -> None:
     backend, outcomes = chosen_for(task, [100_000] * 30, max_workers=2)
     assert backend == "serial"
     assert len(outcomes) == 30
+
+
+# --- plait.plan ------------------------------------------------------------------------------
+
+
+def test_plan_runs_the_sample_and_nothing_more() -> None:
+    begun = []
+
+    def task(n: int) -> None:
+        begun.append(n)
+        time.sleep(0.005)
+
+    chosen = plait.plan(task, range(1000))
+    assert (chosen.backend, chosen.max_workers) == ("threads", 32)
+    assert begun == list(range(len(begun)))
+    assert 2 <= len(begun) <= 40
+    assert chosen.predicted_s is not None
+    assert chosen.predicted_s < 5
+
+
+def test_plan_tells_all_though_processes_are_out_of_the_question() -> None:
+    lock = threading.Lock()
+    seen: list[int] = []
+
+    def task(n: int) -> None:
+        with lock:
+            seen.append(n)
+
+    chosen = plait.plan(task, range(100_000))
+    assert chosen.backend == "serial"
+    processes = next(one for one in chosen.choices if one.backend == "processes")
+    assert "is a _thread.lock, which cannot be pickled" in processes.why_not
+    assert chosen.facts is not None
+    assert any("appends to" in text for text in chosen.facts.writes)
+
+
+def test_plan_raises_what_a_task_or_the_input_raises() -> None:
+    def source() -> Any:
+        yield 1
+        raise OSError("the disk is gone")
+
+    with pytest.raises(ZeroDivisionError) as caught:
+        plait.plan(lambda n: 1 / n, [2, 1, 0] * 100)
+    assert [outcome.ok for outcome in caught.value.plait_run.outcomes][:2] == [True, True]  # type: ignore[attr-defined]
+    with pytest.raises(OSError, match="the disk is gone"):
+        plait.plan(abs, source())
+    assert plait.plan(lambda n: 1 / n, [0] * 10, on_error="return").backend == "serial"
+
+
+def test_plan_of_what_was_asked_for_runs_nothing() -> None:
+    def refuse(_: int) -> None:
+        raise AssertionError
+
+    assert str(plait.plan(refuse, [1], backend="threads", max_workers=3)) == (
+        "threads x 3: it was asked for."
+    )
+    with pytest.raises(plait.UnknownOption):
+        plait.plan(refuse, [1], n_jobs=2)  # type: ignore[call-arg]
+
+
+def test_plan_leaves_no_thread_and_no_process(clean: None) -> None:
+    plait.plan(burn, [20_000] * 1000)
+
+
+def test_the_report_sets_the_prediction_beside_the_time() -> None:
+    run = plait.run(time.sleep, [0.005] * 60)
+    assert len(list(run)) == 60
+    assert run.plan is not None
+    assert run.report.predicted_s == run.plan.predicted_s
+    assert f"(predicted: {run.report.predicted_s:.3f} s)" in str(run.report)

@@ -1,4 +1,4 @@
-"""Collect the facts that a plan needs, and have it made: what plan.py, being pure, cannot do."""
+"""Collect the facts that a plan needs, and have it made: what plans.py, being pure, cannot do."""
 
 from __future__ import annotations
 

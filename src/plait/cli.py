@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, cast
 import typer
 
 import plait
-from plait import cli_sweep
+from plait import cli_plan, cli_sweep
 from plait.cli_items import UsageError, load_function, open_items
 from plait.cli_shared import (
     FAILED,
@@ -75,6 +75,7 @@ def _plait(
         typer.echo(context.get_help())
 
 
+cli_plan.add_to(app)
 cli_sweep.add_to(app)
 
 

@@ -9,7 +9,7 @@ Buzen, ACM Computing Surveys 10(3), 1978). They have Amdahl's law in them (what 
 one by one) and Little's (so many workers that all of the wait is covered). To this come the start
 of the workers and the end, at which some have nothing to do.
 
-Used by plan.py, which takes the smallest.
+Used by plans.py, which takes the smallest.
 """
 
 from __future__ import annotations
