@@ -57,16 +57,25 @@ def first_s(station: Station, name: str, count: int, ground: Ground) -> float:
 
 
 def chosen(station: Station, name: str, count: int, ground: Ground) -> Choice:
-    """Return what plait chooses without options; stop the run when it has chosen."""
+    """Return what plait chooses without options; stop the run when it has chosen.
+
+    Where it cannot know how many items will come it begins modestly, and what counts is what it
+    does half a second later.
+    """
     plait: Any = import_module("plait")
     work = WORKLOADS[name].make(ground, count, next(station.turns))
     with plait.run(work.fn, work.items) as run:
         for _ in run:
-            if run.plan is not None:
+            plan = run.plan
+            is_settled = plan is not None and (not plan.facts or plan.facts.remaining is not None)
+            if is_settled or run.report.wall_s > PROVISIONAL_S:
                 break
         plan = run.plan
     predicted_s = getattr(plan, "predicted_s", None)
     return Choice(plan.backend, plan.max_workers, predicted_s, plan.reason)
+
+
+PROVISIONAL_S = 0.5
 
 
 # --- The claim ---------------------------------------------------------------------------
