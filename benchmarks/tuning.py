@@ -177,7 +177,8 @@ def stay_out(heats: list[Heat]) -> dict[str, str]:
     that are close to the best.
     """
     seconds = {heat.label: heat.seconds for heat in heats if heat.setting is not None}
-    best = min(seconds.values())
+    # If plait auto is far ahead of all others, the best of these is still what it is measured by.
+    best = min([taken for label, taken in seconds.items() if label != AUTO] or seconds.values())
     rivals = [label for label in sorted(seconds, key=seconds.__getitem__) if label not in FIXED]
     reasons = {heat.label: heat.reason for heat in heats if heat.setting is None}
     for label, taken in seconds.items():

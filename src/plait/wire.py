@@ -42,6 +42,7 @@ OUT_OF_BAND_BYTES = 64 * 1024
 PROTOCOL = 5
 # Types that need no pickle of their own within a message: nothing about them can go wrong.
 PLAIN = frozenset({int, float, complex, bool, str, bytes, type(None)})
+PLAIN_BYTES = 8
 WEIGHED_BYTES = 32 * 1024 * 1024
 """Of what is larger, no more is pickled to find out how large it is."""
 SIZED = frozenset({str, bytes})
@@ -89,6 +90,8 @@ def weigh(obj: object, what: str = "object") -> int:
 
     Pickling takes as long as it does on the journey, but nothing is kept. Raises NotPicklable.
     """
+    if type(obj) in PLAIN and not _is_long(obj):  # it needs no pickle of its own
+        return len(obj) if type(obj) in SIZED else PLAIN_BYTES  # type: ignore[arg-type]
     meter = _Meter()
 
     def count(buffer: pickle.PickleBuffer) -> bool:
