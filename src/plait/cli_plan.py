@@ -13,7 +13,6 @@ import typer
 import plait
 from plait.cli_items import UsageError, load_function, open_items
 from plait.cli_shared import (
-    FAILED,
     Function,
     Input,
     Items,
@@ -21,14 +20,11 @@ from plait.cli_shared import (
     OutputError,
     Range,
     exit_codes,
-    leave,
+    leave_for_task,
     read_number,
-    say,
     take_stdout,
-    text_hint,
 )
 from plait.errors import PlaitError
-from plait.wire_errors import traceback_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -89,7 +85,4 @@ def _make_plan(
     except (PlaitError, UsageError):
         raise
     except (Exception, SystemExit) as error:  # noqa: BLE001  the function may raise anything
-        say(traceback_text(error))
-        failed = [one for one in error.plait_run.outcomes if one.error is error]  # type: ignore[union-attr]
-        hint = text_hint(failed[0].item, error) if failed and not jsonl else None
-        leave(FAILED, f"a task failed, so there is no plan{f'; {hint}' if hint else ''}")
+        leave_for_task(error, "a task failed, so there is no plan", jsonl=jsonl)

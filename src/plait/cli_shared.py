@@ -20,6 +20,7 @@ import typer
 
 from plait.cli_items import UsageError
 from plait.errors import OptionError, PlaitError, UnknownOption
+from plait.wire_errors import traceback_text
 
 __all__ = [
     "FAILED",
@@ -34,6 +35,7 @@ __all__ = [
     "exit_codes",
     "hearing_signals",
     "leave",
+    "leave_for_task",
     "read_number",
     "read_numbers",
     "say",
@@ -91,6 +93,15 @@ def text_hint(item: object, error: BaseException) -> str | None:
         f"the item {item!r} was text, as all items are; "
         "with --jsonl it is read as JSON, a number for example"
     )
+
+
+def leave_for_task(error: BaseException, text: str, *, jsonl: bool) -> NoReturn:
+    """End the command as a task has raised something: show that, and say what follows from it."""
+    say(traceback_text(error))
+    run = getattr(error, "plait_run", None)
+    failed = next((one for one in run.outcomes if one.error is error), None) if run else None
+    hint = text_hint(failed.item, error) if failed and not jsonl else None
+    leave(FAILED, f"{text}{f'; {hint}' if hint else ''}")
 
 
 # --- Standard streams, exit codes --------------------------------------------------------

@@ -18,7 +18,6 @@ import typer
 import plait
 from plait.cli_items import UsageError, load_function, open_items
 from plait.cli_shared import (
-    FAILED,
     INTERRUPTED,
     Function,
     Input,
@@ -28,17 +27,15 @@ from plait.cli_shared import (
     Range,
     exit_codes,
     hearing_signals,
-    leave,
+    leave_for_task,
     read_number,
     read_numbers,
     say,
     shout,
     take_stdout,
-    text_hint,
 )
 from plait.errors import PlaitError
 from plait.sweep_chart import check_path
-from plait.wire_errors import traceback_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -181,11 +178,7 @@ def _run(
     except PlaitError:
         raise
     except (Exception, SystemExit) as error:  # noqa: BLE001  the function may raise anything
-        say(traceback_text(error))
-        run = getattr(error, "plait_run", None)
-        failed = next((one for one in run.outcomes if one.error is error), None) if run else None
-        hint = text_hint(failed.item, error) if failed and not jsonl else None
-        leave(FAILED, f"a task failed, so there is nothing to compare{f'; {hint}' if hint else ''}")
+        leave_for_task(error, "a task failed, so there is nothing to compare", jsonl=jsonl)
 
 
 def _put_out(swept: plait.Sweep, out: BinaryIO, plot: str | None, json: str | None) -> None:

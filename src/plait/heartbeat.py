@@ -15,7 +15,6 @@ a busy machine a thread also waits for a CPU; Linux tells for how long, and that
 
 from __future__ import annotations
 
-import os
 import sys
 from _thread import allocate_lock, start_new_thread
 from contextlib import suppress
@@ -23,6 +22,7 @@ from queue import Empty, SimpleQueue
 from time import thread_time
 
 from plait.clocks import monotonic
+from plait.host import QueueClock
 
 __all__ = ["Heartbeat", "has_gil"]
 
@@ -107,7 +107,7 @@ class Heartbeat:
         return self._held_s / max(self._beaten_s - self._queued_s, self._held_s, BEATS_S[0])
 
     def _serve(self) -> None:
-        queue = _Queue()
+        queue = QueueClock(every_s=0.0)
         try:
             while self._is_running:
                 # Say so before looking. The other order sleeps through it: 1. we look, there is
@@ -122,15 +122,15 @@ class Heartbeat:
             queue.close()
             self._ended.release()
 
-    def _beat(self, queue: _Queue) -> None:
-        queue.read()
+    def _beat(self, queue: QueueClock) -> None:
+        queue.read_since_last()
         beat_s = BEATS_S[self.beats % len(BEATS_S)]
         sleeps = count_sleeps()
         started = self._counted()
         with suppress(Empty):
             self._bell.get(timeout=beat_s)
         took_s, sleeps = self._counted() - started, count_sleeps() - sleeps
-        self._count(beat_s, took_s, queue.read(), sleeps)
+        self._count(beat_s, took_s, queue.read_since_last(), sleeps)
         self.cpu_s = thread_time()
 
     def _count(self, beat_s: float, took_s: float, queued_s: float, sleeps: int) -> None:
@@ -159,24 +159,3 @@ try:
     count_sleeps = _count_sleeps if hasattr(resource, "RUSAGE_THREAD") else _count_none
 except ImportError:  # Windows: untested
     count_sleeps = _count_none
-
-
-class _Queue:
-    """How long the calling thread waited for a free CPU, from one reading to the next."""
-
-    def __init__(self) -> None:
-        try:
-            self._fd = os.open("/proc/thread-self/schedstat", os.O_RDONLY | os.O_CLOEXEC)
-        except (OSError, AttributeError):  # only Linux tells
-            self._fd = -1
-        self._last = 0
-
-    def read(self) -> float:
-        if self._fd < 0:
-            return 0.0
-        last, self._last = self._last, int(os.pread(self._fd, 64, 0).split()[1])
-        return (self._last - last) / 1e9
-
-    def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)

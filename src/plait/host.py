@@ -124,11 +124,13 @@ READ_EVERY_S = 0.05
 class QueueClock:
     """How long this thread waited for a free CPU, again and again, at a microsecond a reading.
 
-    For a thread of its own, as the main thread of a worker process is. Says 0 where the
+    For the thread that makes it, as the main thread of a worker process. Says 0 where the
     system does not tell (anywhere but on Linux).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, every_s: float = READ_EVERY_S) -> None:
+        """Read at most once in so many seconds."""
+        self._every_s = every_s
         try:
             self._fd = os.open("/proc/thread-self/schedstat", os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
@@ -144,10 +146,16 @@ class QueueClock:
         now, last = monotonic(), self._last
         if now < self._due:
             return 0.0
-        self._due = now + READ_EVERY_S
+        self._due = now + self._every_s
         with suppress(OSError, ValueError, IndexError):
             self._last = int(os.pread(self._fd, 64, 0).split()[1]) / 1e9
         return self._last - last
+
+    def close(self) -> None:
+        """Give the file back."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
 
 # --- Processes ---------------------------------------------------------------------------
