@@ -733,6 +733,10 @@ def test_results_of_futures_are_gone_when_they_were_dropped(way: Way) -> None:
             del futures
             assert executor.submit(way.fn(abs), -1).result() == 1
             assert executor.submit(way.fn(abs), -1).result() == 1
+            if way.name == "threads":  # each of the two has gone on to another task
+                both = threading.Barrier(2)
+                for met in [executor.submit(both.wait) for _ in range(2)]:
+                    met.result()
             assert [array() for array in alive] == [None] * 6
     finally:
         gc.enable()
