@@ -71,6 +71,22 @@ def test_a_program_that_forks_after_a_map_is_not_told_that_it_has_threads(run_py
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_task_that_forks_while_it_is_measured_is_not_told_that_either(run_python: Any) -> None:
+    code = (
+        "import os, plait, time\n"
+        "def task(n):\n"
+        "    time.sleep(0.003)\n"
+        "    pid = os.fork()\n"
+        "    if not pid:\n"
+        "        os._exit(0)\n"
+        "    return os.waitpid(pid, 0)[1]\n"
+        "assert plait.map(task, range(3)) == [0, 0, 0]\n"
+    )
+    done = run_python("-W", "error", "-c", code)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_threading_knows_the_main_thread_of_a_program_that_never_imported_it(
     run_python: Any,
 ) -> None:

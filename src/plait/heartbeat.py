@@ -15,14 +15,16 @@ a busy machine a thread also waits for a CPU; Linux tells for how long, and that
 
 from __future__ import annotations
 
+import os
 import sys
-from _thread import allocate_lock, start_new_thread
+from _thread import allocate_lock, get_native_id, start_new_thread
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from time import thread_time
 
 from plait.clocks import monotonic
 from plait.host import QueueClock
+from plait.sentinel import wait_gone
 
 __all__ = ["Heartbeat", "has_gil"]
 
@@ -49,12 +51,14 @@ class Heartbeat:
     Attributes:
         beats: how many were counted.
         cpu_s: the time on a CPU that its own thread took.
+        native_id: by which the system knows the thread; 0: it has not begun.
     """
 
     def __init__(self) -> None:
         self._bell: SimpleQueue[None] = SimpleQueue()  # rung to have the thread look around
         self._ended = allocate_lock()
         self._is_running = False
+        self.native_id = 0
         self._is_resting = True
         # A clock that stands still in the pauses.
         self._counted_s = 0.0
@@ -69,12 +73,14 @@ class Heartbeat:
         """Start its thread, which waits for ``resume``."""
         self._ended.acquire()
         self._is_running = True
+        _running.append(self)
         start_new_thread(self._serve, ())
 
     def stop(self) -> None:
         """Stop, and wait for the end of the thread; may be called again."""
         if self._is_running:
             self._is_running = False
+            _running.remove(self)
             self._bell.put(None)
             self._ended.acquire(timeout=GONE_S)  # when Python ends, its other threads do not run
 
@@ -107,6 +113,7 @@ class Heartbeat:
         return self._held_s / max(self._beaten_s - self._queued_s, self._held_s, BEATS_S[0])
 
     def _serve(self) -> None:
+        self.native_id = get_native_id()
         queue = QueueClock(every_s=0.0)
         try:
             while self._is_running:
@@ -142,6 +149,21 @@ class Heartbeat:
         # Asleep once for the beat, and again for the GIL.
         if sleeps > 1 if sleeps else late_s > LATE_S:
             self._held_s += beat_s + late_s
+
+
+_running: list[Heartbeat] = []
+
+
+def _end_all() -> None:
+    """Before a fork: a process with several threads is not to be forked (Python 3.12 warns)."""
+    for heart in _running:
+        heart.stop()
+        if heart.native_id:
+            wait_gone(heart.native_id)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_end_all)
 
 
 def _count_sleeps() -> int:

@@ -19,7 +19,7 @@ TYPE_CHECKING = False  # as in typing
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["LATE_S", "Sentinel", "Watch", "sentinel"]
+__all__ = ["LATE_S", "Sentinel", "Watch", "sentinel", "wait_gone"]
 
 LATE_S = 0.02
 """A task that has been running for so long may go on beside others."""
@@ -91,19 +91,30 @@ class Sentinel:
             on_late()
 
     def end(self) -> None:
-        """End its thread, and wait until it is gone: this process will be forked."""
+        """End its thread, and wait until it is gone: this process will be forked.
+
+        If it is a watched task that forks, that is not watched any more.
+        """
         native_id = self._native_id
-        if native_id <= 0 or self._watch is not None:
-            return
-        self._bell.put(False)
-        until = monotonic() + GONE_S
-        while os.path.exists(f"/proc/self/task/{native_id}") and monotonic() < until:  # noqa: PTH110
-            time.sleep(0.000_05)
-        self.__init__()  # type: ignore[misc]
+        if native_id > 0:
+            self._watch = None
+            self._bell.put(False)
+            wait_gone(native_id)
+            self.__init__()  # type: ignore[misc]
 
     def forget(self) -> None:
         """In a forked child: the thread was the parent's."""
         self.__init__()  # type: ignore[misc]
+
+
+def wait_gone(native_id: int) -> None:
+    """Wait until a thread that is ending is no thread of this process any more (on Linux).
+
+    Python has no way to say when: its own locks are let go of a little before that.
+    """
+    until = monotonic() + GONE_S
+    while os.path.exists(f"/proc/self/task/{native_id}") and monotonic() < until:  # noqa: PTH110
+        time.sleep(0.000_05)
 
 
 sentinel = Sentinel()
