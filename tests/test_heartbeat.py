@@ -46,17 +46,17 @@ def test_who_sleeps_does_not_hold_it() -> None:
 
 
 def test_short_holds_are_seen() -> None:
-    """Half a millisecond of Python every two and a half."""
+    """A millisecond of Python every three."""
 
     def task() -> None:
         time.sleep(0.002)
-        until = time.monotonic() + 0.0005
+        until = time.monotonic() + 0.001
         while time.monotonic() < until:
             pass
 
     if heartbeat.count_sleeps is heartbeat._count_none:
         pytest.skip("the system does not tell")
-    assert share_while(task, beats=150) > 0.08
+    assert share_while(task, beats=200) > 0.05
 
 
 def test_nothing_is_known_before_the_first_beat() -> None:
