@@ -284,7 +284,8 @@ def test_plan_runs_the_sample_and_nothing_more() -> None:
         time.sleep(0.005)
 
     chosen = plait.plan(task, range(1000))
-    assert (chosen.backend, chosen.max_workers) == ("threads", 32)
+    assert chosen.backend == "threads"
+    assert chosen.max_workers >= 16
     assert begun == list(range(len(begun)))
     assert 2 <= len(begun) <= 40
     assert chosen.predicted_s is not None

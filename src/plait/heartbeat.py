@@ -31,6 +31,7 @@ __all__ = ["Heartbeat", "has_gil"]
 BEATS_S = (0.000_5, 0.000_31, 0.000_67, 0.000_41, 0.000_83, 0.000_37, 0.000_59)
 """Uneven, or it would fall in step with tasks that sleep and work in turn, and never see them."""
 GONE_S = 0.1
+VERY_LATE_S = 0.001
 LATE_S = 0.000_15
 """What a wake-up may take where the GIL is free: timers and the system are this inexact."""
 
@@ -146,8 +147,8 @@ class Heartbeat:
         late_s = max(0.0, took_s - queued_s - beat_s)
         self.beats += 1
         self._beaten_s += beat_s + late_s
-        # Asleep once for the beat, and again for the GIL.
-        if sleeps > 1 if sleeps else late_s > LATE_S:
+        # Asleep once for the beat, and again for the GIL; or so late that it can be nothing else.
+        if sleeps > 1 or late_s > (VERY_LATE_S if sleeps else LATE_S):
             self._held_s += beat_s + late_s
 
 

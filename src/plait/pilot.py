@@ -31,6 +31,7 @@ BETTER = 0.75
 """Another plan has to be predicted to take less than this share of what the present one will."""
 ROUNDS = 3
 """So many tasks of each worker are waited for at the least."""
+SURE_S, SURE_TASKS = 0.1, 8
 IDLE = 0.7
 BUSY = 0.5
 """Workers that are at work for less, and a parent that is for more than these shares of the time:
@@ -208,6 +209,9 @@ class Pilot:
         task_s = pace * max(0.0, self._busy_s - self._queued_s) / self._tasks
         seen = sample._replace(task_s=task_s)
         parent_s = self._machine.cpu_s() - self._cpu_at
+        # At first a parent is busy with importing what it needs once.
+        if elapsed_s < SURE_S or self._tasks < SURE_TASKS * workers:
+            return seen
         if self._busy_s > IDLE * workers * elapsed_s or parent_s < BUSY * elapsed_s:
             return seen
         return seen._replace(carry_s=max(sample.carry_s, 2 * parent_s / self._tasks))

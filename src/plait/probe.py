@@ -48,6 +48,7 @@ LONG_S = 0.01
 COMPUTES = 0.2
 DOUBTFUL = (0.1, 0.9)
 ENOUGH_BEATS = 12
+MOST_HELD = 0.5
 LONGER = 1.5
 """A task that is not over is taken to take so many times as long as it has until now."""
 OWN_THREADS = 1.3
@@ -65,6 +66,8 @@ class Probe:
         remaining: Callable[[], int | None] = lambda: None,
         beside: Beside | None = None,
         give_back: Callable[[Sequence[Any]], None] = lambda _: None,
+        *,
+        is_alone: bool = True,
     ) -> None:
         """``read`` returns up to so many of the next items, none at the end.
 
@@ -72,9 +75,11 @@ class Probe:
         task runs in a thread of its own, which is left to itself when its time is over.
         ``remaining`` returns how many tasks are left; None: unknown. ``beside`` hears when tasks
         begin and end, to go on beside one that takes long. ``give_back`` takes the last of the
-        items that were read, if they are not run after all.
+        items that were read, if they are not run after all. Where a thread reads the input
+        what is measured is not ``is_alone``: the process is not on a CPU for the tasks only.
         """
         self._give_back = give_back
+        self._is_alone = is_alone
         self._beside = beside
         self._call = call
         self._read = read
@@ -303,18 +308,29 @@ class Probe:
         if tasks > 1:  # the first call often pays for imports and caches
             task_s = (awake_s - self._first_s) / (tasks - 1)
         cpu_share = min(1.0, self._cpu_s / self._awake_s)
-        heart_s = self._heart.cpu_s if self._heart is not None else 0.0
-        own_cpus = (self._process_s - heart_s) / self._seen_s if self._seen_s > 0 else 0.0
+        held_share = self._heart.held_share if self._heart is not None else None
         return Sample(
             self.tasks,
             task_s,
             cpu_share,
-            gil_share=self._heart.held_share if self._heart is not None else None,
-            own_cpus=own_cpus if own_cpus > OWN_THREADS * cpu_share else cpu_share,
+            gil_share=held_share,
+            own_cpus=self._own_cpus(cpu_share, held_share),
             spread=self._spread,
             first_s=max(0.0, self._first_s - task_s) if tasks > 1 else 0.0,
             memory_bytes=self._memory_bytes(),
         )
+
+    def _own_cpus(self, cpu_share: float, held_share: float | None) -> float:
+        """Return how many CPUs the tasks use, with threads of their own.
+
+        Such threads are no Python: while the GIL is held, what else uses a CPU in this process
+        is somebody else's, as the thread that reads the input.
+        """
+        is_known = self._is_alone and self._heart is not None and self._seen_s > 0
+        if not is_known or self._heart is None or (held_share or 0.0) > MOST_HELD:
+            return cpu_share
+        own_cpus = (self._process_s - self._heart.cpu_s) / self._seen_s
+        return own_cpus if own_cpus > OWN_THREADS * cpu_share else cpu_share
 
     def _memory_bytes(self) -> int:
         """Return what tasks need while they run, as far as it is more than there ever was."""

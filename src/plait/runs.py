@@ -492,6 +492,7 @@ class Run:
             lambda: feed.remaining,
             self.beside,
             feed.give_back,
+            is_alone=feed.is_at_hand,
         )
 
     def _take_over(self, probe: Probe) -> Iterator[Finished]:
