@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 import time
@@ -192,35 +191,3 @@ def test_context_variables_and_order_are_those_of_the_caller() -> None:
     finally:
         name.reset(token)
     assert values == [(LONG, "caller"), (1, "caller"), (2, "caller"), (3, "caller")]
-
-
-def burn_or_wait(path: str) -> int:
-    """Compute; the task with a path waits until as many others as it says have written there."""
-    total = sum(i * i for i in range(200_000))
-    if not path:
-        return total
-    until = time.monotonic() + 60
-    while not os.path.exists(path):  # noqa: PTH110
-        assert time.monotonic() < until
-        total += sum(i * i for i in range(10_000))
-    return 0
-
-
-def test_processes_work_beside_it(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The long task computes until a process, told by its pid, has run one of the others."""
-    monkeypatch.setattr(beside, "LOOK_S", 0.1)  # or its clocks say too little on a busy machine
-    path = str(tmp_path / "done")
-    ours = os.getpid()
-
-    def task(place: int) -> int:
-        if place == 0:
-            return burn_or_wait(path)
-        if os.getpid() != ours:
-            with open(path, "w"):  # noqa: PTH123
-                pass
-        return burn_or_wait("")
-
-    run = plait.run(task, range(40), ordered=True, max_workers=2)
-    outcomes = list(run)
-    assert [outcome.worker == "main" for outcome in outcomes][:2] == [True, False]
-    assert len(outcomes) == 40
