@@ -109,3 +109,13 @@ def test_what_is_given_back_is_taken_again_in_order() -> None:
         feed.give_back([19])
         assert list(feed.take(4, 4, 1)) == [19]
         assert feed.has_given_all
+
+
+def test_what_is_given_back_after_a_stop_is_not_taken_again() -> None:
+    feed = Feed(range(20), 20, Options(), keeps=True)
+    feed.open(lambda: None)
+    items = feed.take(10, 10, 1)
+    feed.stop()  # as Ctrl-C does, in the middle of a step
+    feed.give_back(items[5:])
+    assert not feed.is_open
+    assert list(feed.take(5, 5, 1)) == []

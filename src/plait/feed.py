@@ -73,6 +73,7 @@ class Feed:
         self.fed = 0
         self.handed_out = 0
         self.is_open = True
+        self._is_stopped = False
         self.is_held_up = False
         self.is_stored = is_stored or type(items) is range
         self.is_at_hand = is_at_hand
@@ -144,7 +145,12 @@ class Feed:
         if len(items):
             self._returned.append(items)
             self.fed -= len(items)
-            self.is_open = True
+            self.is_open = not self._is_stopped
+
+    def stop(self) -> None:
+        """Give nothing more, not even what will be given back; from a signal handler, too."""
+        self._is_stopped = True
+        self.is_open = False
 
     def make_sizer(self, plan: Plan, depth: int) -> ChunkSizer:
         """Return what sizes the chunks: where memory is constant, all of them share its bound."""

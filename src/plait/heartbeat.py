@@ -157,8 +157,9 @@ _running: list[Heartbeat] = []
 
 def _end_all() -> None:
     """Before a fork: a process with several threads is not to be forked (Python 3.12 warns)."""
-    for heart in _running:
-        heart.stop()
+    while _running:
+        heart = _running[-1]
+        heart.stop()  # and it is none of them any more
         if heart.native_id:
             wait_gone(heart.native_id)
 

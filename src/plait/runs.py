@@ -164,7 +164,7 @@ class Run:
         May be called from any thread, and from a signal handler.
         """
         self._is_stopped = True
-        self._feed.is_open = False
+        self._feed.stop()
         self.wake()
 
     def wake(self) -> None:
@@ -442,7 +442,7 @@ class Run:
             if not isinstance(error, TaskError):  # which says it all by itself
                 _add_note(error, self._call, finished.outcome(place))
             if self._options.on_error == "raise":
-                self._feed.is_open = False
+                self._feed.stop()
                 self._is_stopped = True
         if self._show is not None:
             self._show(self.report.tasks, self._feed.total)
