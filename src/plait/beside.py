@@ -14,11 +14,20 @@ Two threads want the rest of the run then. Who takes the ``claim`` has it:
     has it: it goes on, there is no helper       has it: it works until it is called back
     has it not: calls the helper back, waits     has it not: it ends
 
+While there is a helper, threads of this process are switched every half a millisecond at most
+(sys.setswitchinterval). Python lets a thread that computes go on for 5 ms each time another one
+asks for the GIL; the helper reads files and starts workers, and asks for it after every call of
+the system. And where the task calls the system itself, as to look for a file, more often than
+every 5 ms, each call starts those 5 ms anew, and the helper may get no turn for as long as the
+task runs (the convoy of https://bugs.python.org/issue7946).
+
 Used by runs.py, and by calls.py for the first moment of a map (quick.py).
 """
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 import time
 from _thread import LockType, allocate_lock, get_ident, get_native_id
@@ -40,6 +49,9 @@ __all__ = ["Beside", "LongTask"]
 
 LOOK_S = 0.03
 """How long it is watched who holds the GIL."""
+
+BRISK_S = 0.000_5
+"""How long a thread keeps the GIL while a helper wants it."""
 
 
 class LongTask:
@@ -125,6 +137,10 @@ class Beside:
 
     def go(self, task: LongTask) -> None:
         """Go on with the run if that is worth it, until called back."""
+        with brisk_switching:
+            self._go(task)
+
+    def _go(self, task: LongTask) -> None:
         heart = Heartbeat()
         heart.start()
         heart.resume()
@@ -155,3 +171,42 @@ class Beside:
                     return
         except BaseException as error:  # noqa: BLE001  raised in the caller's thread
             self.error = error
+
+
+class _BriskSwitching:
+    """Have the threads of this process switched often, while anyone is in it."""
+
+    def __init__(self) -> None:
+        self._inside = 0
+        self._lock = threading.Lock()
+        self._usual_s = self._ours_s = 0.0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._usual_s = sys.getswitchinterval()
+                if self._usual_s > BRISK_S:
+                    sys.setswitchinterval(BRISK_S)
+                self._ours_s = sys.getswitchinterval()
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            # Where someone else has set it since, it stays as they want it.
+            if not self._inside and sys.getswitchinterval() == self._ours_s:
+                # Python cuts off parts of a microsecond, which what it returns may lack.
+                sys.setswitchinterval(self._usual_s + 1e-7)
+
+    def leave_child(self) -> None:
+        """In the child of a fork, where the threads that were in it are gone."""
+        self._lock = threading.Lock()
+        if self._inside:
+            self._inside = 1
+            self.__exit__()
+
+
+brisk_switching = _BriskSwitching()
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=brisk_switching.leave_child)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 import plait
-from plait import beside, sentinel
+from plait import beside, runs, sentinel
 
 LONG = "the long one"
 
@@ -191,3 +194,82 @@ def test_context_variables_and_order_are_those_of_the_caller() -> None:
     finally:
         name.reset(token)
     assert values == [(LONG, "caller"), (1, "caller"), (2, "caller"), (3, "caller")]
+
+
+helper_begins = threading.Event()
+
+
+def burn_until(path: str) -> None:
+    """Compute until there is that file; to look for it lets go of the GIL, for a moment."""
+    assert helper_begins.wait(60)
+    until = time.monotonic() + 60
+    while not os.path.exists(path):  # noqa: PTH110
+        assert time.monotonic() < until, "nothing goes on beside the long task"
+        sum(n * n for n in range(10_000))
+
+
+def test_processes_work_beside_it(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The long task computes, and asks the system something so often that nobody else has a turn.
+
+    With the usual switch interval the helper gets the GIL now and then by chance, and in a minute
+    not often enough to open a pool.
+    """
+    choose = runs.decide  # type: ignore[attr-defined]
+
+    def choose_processes(question: Any, **how: Any) -> Any:
+        given = question.options
+        options = given if given.backend != "auto" else replace(given, backend="processes")
+        return choose(question._replace(options=options), **how)
+
+    monkeypatch.setattr(runs, "decide", choose_processes)
+    helper_begins.clear()
+    go = beside.Beside.go
+
+    def begin(self: beside.Beside, task: beside.LongTask) -> None:
+        helper_begins.set()
+        go(self, task)
+
+    monkeypatch.setattr(beside.Beside, "go", begin)
+    path = str(tmp_path / "done")
+    ours = os.getpid()
+
+    def task(place: int) -> int:
+        if os.getpid() == ours:
+            burn_until(path)
+        else:
+            with open(path, "w"):  # noqa: PTH123
+                pass
+        return place
+
+    usual_s = sys.getswitchinterval()
+    with plait.run(task, range(40), ordered=True, max_workers=2) as run:
+        outcomes = list(run)
+    assert [outcome.value for outcome in outcomes] == list(range(40))
+    assert [outcome.worker == "main" for outcome in outcomes] == [True] + 39 * [False]
+    assert sys.getswitchinterval() == usual_s
+
+
+def test_the_switch_interval_is_left_as_someone_else_sets_it() -> None:
+    usual_s = sys.getswitchinterval()
+    try:
+        with beside.brisk_switching:
+            with beside.brisk_switching:
+                assert sys.getswitchinterval() == pytest.approx(beside.BRISK_S)
+            assert sys.getswitchinterval() == pytest.approx(beside.BRISK_S)
+            sys.setswitchinterval(0.02)
+        assert sys.getswitchinterval() == pytest.approx(0.02)
+        sys.setswitchinterval(0.000_1)
+        with beside.brisk_switching:  # it is shorter already
+            assert sys.getswitchinterval() == pytest.approx(0.000_1)
+        assert sys.getswitchinterval() == pytest.approx(0.000_1)
+    finally:
+        sys.setswitchinterval(usual_s)
+
+
+def test_a_child_that_is_forked_meanwhile_has_the_usual_switch_interval() -> None:
+    usual_s = sys.getswitchinterval()
+    with beside.brisk_switching:
+        pid = os.fork()
+        if not pid:
+            os._exit(sys.getswitchinterval() != usual_s)
+        assert os.waitpid(pid, 0)[1] == 0
