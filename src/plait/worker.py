@@ -6,8 +6,9 @@ are awaited elsewhere (backends/asyncio_loop.py), and reported in the same form.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from itertools import islice, starmap
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import starmap
+from types import FunctionType, MethodType
 from typing import Any
 
 from plait.host import monotonic
@@ -32,7 +33,7 @@ CATCH_ALL: tuple[type[BaseException], ...] = (BaseException,)
 FLUSH_S = 0.001
 
 # So many tiny tasks are run without a look at the clock, where it is looked at all.
-FIRST_PART, MOST_PART = 16, 1024
+FIRST_PART, MOST_PART = 16, 4096
 PART_S = 0.002
 
 
@@ -122,7 +123,7 @@ def run_together(
     until: float | None = None,
     after: Stretch | None = None,
 ) -> Stretch:
-    """Run tiny tasks at the speed of ``list(map(fn, items))``, timed as one.
+    """Run tiny tasks at the speed of a loop that does nothing else, timed as one.
 
     With ``until`` it looks at the clock now and then, and stops when it is as late as that:
     tasks may turn out to be not so tiny. They can go on where those of ``after`` have stopped:
@@ -135,16 +136,16 @@ def run_together(
     first = started
     if after is not None:
         values, errors, ((first, before_s),), *_ = after
-    apply = starmap if call.style == "star" else map
-    mapped = apply(call.fn, iter(items))
-    total = len(values) + len(items)
+    extend = _extender(call)
+    base = len(values)
+    total = base + len(items)
     size = total if until is None else FIRST_PART
     while len(values) < total and (until is None or now < until):
-        wanted = min(len(values) + size, total)
+        done = len(values)
+        wanted = min(done + size, total)
         try:
-            # extend() keeps what came before an error, so its length tells whose it is.
-            values.extend(islice(mapped, wanted - len(values)))
-            if len(values) < wanted:  # to extend(), a StopIteration is the end, no error
+            extend(values, call.fn, items[done - base : wanted - base])
+            if len(values) < wanted:  # to list.extend(), a StopIteration is the end, no error
                 raise StopIteration
         except catch as error:
             errors[len(values)] = error
@@ -154,3 +155,29 @@ def run_together(
             size = min(2 * size, MOST_PART) if now - before < PART_S else max(1, size // 4)
     times = [(first, before_s + monotonic() - started)]
     return Stretch(values, errors, times, len(values) == total)
+
+
+def _extender(call: Call) -> Callable[[list[Any], Callable[..., Any], Iterable[Any]], None]:
+    """Return the fastest way to extend values by those of some items.
+
+    What came before an error is kept by all of them, so the length tells whose it is. A function
+    in Python is called faster by a loop in Python, which the interpreter goes on with inside it:
+    map() takes 1.1 to 1.4 times as long, and with a function in C the same or less.
+    """
+    if call.style == "star":
+        return _extend_by_starmap
+    is_python = type(call.fn) in (FunctionType, MethodType)
+    return _extend_by_loop if is_python else _extend_by_map
+
+
+def _extend_by_loop(values: list[Any], fn: Callable[..., Any], items: Iterable[Any]) -> None:
+    for item in items:
+        values.append(fn(item))  # noqa: PERF401  a comprehension loses all of them to an error
+
+
+def _extend_by_map(values: list[Any], fn: Callable[..., Any], items: Iterable[Any]) -> None:
+    values.extend(map(fn, items))
+
+
+def _extend_by_starmap(values: list[Any], fn: Callable[..., Any], items: Iterable[Any]) -> None:
+    values.extend(starmap(fn, items))
