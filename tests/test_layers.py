@@ -23,6 +23,7 @@ LAYERS = (
     "tasks",
     "outcome",
     "sentinel",
+    "imports",
     "quick",
     "options",
     "preload",
@@ -117,7 +118,7 @@ SLOW = (
 )
 LATE = (*SLOW, "importlib", "json", "pkgutil", "resource", "signal", "threading", "traceback")
 # All that `import plait` loads, and a map that is over at once. They load the rest late.
-FRONT = ("clocks", "sentinel", "quick", "api", "")
+FRONT = ("clocks", "sentinel", "imports", "quick", "api", "")
 LIGHT = ("__future__", "_contextvars", "_queue", "gc", "itertools", "os", "time", "types")
 ROOT = Path(plait.__file__).parent
 

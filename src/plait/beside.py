@@ -38,6 +38,7 @@ from typing import TYPE_CHECKING, Protocol
 from plait.clocks import ThreadClock, clock_of_thread
 from plait.errors import PlaitError
 from plait.heartbeat import Heartbeat
+from plait.imports import Imports
 from plait.sentinel import sentinel
 
 if TYPE_CHECKING:
@@ -57,10 +58,13 @@ BRISK_S = 0.000_5
 class LongTask:
     """A task that a thread is in, since the clocks of that thread were read."""
 
-    def __init__(self, before: ThreadClock, thread: tuple[int, int], claim: LockType) -> None:
+    def __init__(
+        self, before: ThreadClock, thread: tuple[int, int], claim: LockType, imports: Imports
+    ) -> None:
         self.before = before
         self.thread = thread
         self.claim = claim
+        self.imports = imports
 
     @property
     def is_over(self) -> bool:
@@ -70,6 +74,15 @@ class LongTask:
     def clocks(self) -> ThreadClock:
         """Read the clocks of its thread, until now."""
         return clock_of_thread(*self.thread)
+
+    def begin_anew(self) -> None:
+        """Count what it has done until now for nothing."""
+        self.before = self.clocks()
+
+    @property
+    def is_importing(self) -> bool:
+        """Whether it is in an import now: what the first task does, and the others do not."""
+        return self.imports.look(self.thread[0])
 
 
 class Conducted(Protocol):
@@ -96,6 +109,7 @@ class Beside:
     def __init__(self, run: Conducted) -> None:
         self.run = run
         self.must_stop = False
+        self.has_helped = False  # a helper was started
         self.error: BaseException | None = None
         self.early: list[Finished] = []  # what it has finished
         self._task: LongTask | None = None
@@ -106,19 +120,19 @@ class Beside:
 
     def begin(self, before: ThreadClock) -> None:
         """Hear that a task begins, at these readings of the clocks."""
-        self._task = task = LongTask(before, (get_ident(), get_native_id()), allocate_lock())
+        thread = (get_ident(), get_native_id())
+        self._task = task = LongTask(before, thread, allocate_lock(), Imports())
         context = copy_context()
         self._watch = sentinel.arm(lambda: self._start_thread(context.run, task))
 
     def end(self) -> bool:
-        """Hear that it is over; whether the run has gone on meanwhile."""
+        """Hear that it is over; whether it has imported something."""
         watch, self._watch = self._watch, None  # it refers to us
         sentinel.disarm(watch)
         assert self._task is not None
-        if self._task.claim.acquire(blocking=False):
-            return False
-        self.come_back()
-        return True
+        if not self._task.claim.acquire(blocking=False):
+            self.come_back()
+        return self._task.imports.settle()
 
     def come_back(self) -> None:
         """Have the helper stop, and wait until it has."""
@@ -130,6 +144,8 @@ class Beside:
     # --- In the helper -----------------------------------------------------------------
 
     def _start_thread(self, run: Callable[..., None], task: LongTask) -> None:
+        task.imports.settle()
+        self.has_helped = True
         thread = threading.Thread(
             target=run, args=(self.go, task), name="plait-beside", daemon=True
         )
@@ -141,20 +157,29 @@ class Beside:
             self._go(task)
 
     def _go(self, task: LongTask) -> None:
-        heart = Heartbeat()
-        heart.start()
-        heart.resume()
-        try:
-            time.sleep(LOOK_S)
-        finally:
-            heart.stop()
-        plan = None if task.is_over else self._plan(task, heart.held_share)
+        held_share = self._look(task)
+        plan = None if task.is_over else self._plan(task, held_share)
         if plan is None or plan.backend == "serial":
             return
         with self._ended:
             if task.claim.acquire(blocking=False):
                 self.run.follow(plan)
                 self._drive()
+
+    def _look(self, task: LongTask) -> float | None:
+        """Return for what share of a while the task holds the GIL; it imports nothing meanwhile."""
+        while True:
+            is_importing = task.is_importing
+            heart = Heartbeat()
+            heart.start()
+            heart.resume()
+            try:
+                time.sleep(LOOK_S)
+            finally:
+                heart.stop()
+            if task.is_over or not (is_importing or task.is_importing):
+                return heart.held_share
+            task.begin_anew()
 
     def _plan(self, task: LongTask, held_share: float | None) -> Plan | None:
         try:

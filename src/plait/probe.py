@@ -21,6 +21,7 @@ from plait.chunks import TINY_S
 from plait.clocks import ThreadClock, monotonic, read_thread_clock
 from plait.heartbeat import Heartbeat
 from plait.host import peak_rss_bytes, rss_bytes, thread_cpu_s
+from plait.imports import Imports
 from plait.limits import leave_to_itself
 from plait.model import Sample
 from plait.outcome import Call, Chunk, Finished
@@ -77,6 +78,7 @@ class Probe:
         begin and end, to go on beside one that takes long. ``give_back`` takes the last of the
         items that were read, if they are not run after all. Where a thread reads the input
         what is measured is not ``is_alone``: the process is not on a CPU for the tasks only.
+        (Nor is it while there is a helper beside a long task, or right after an import.)
         """
         self._give_back = give_back
         self._is_alone = is_alone
@@ -91,7 +93,10 @@ class Probe:
         self.spent_s = 0.0
         self._cpu_s = 0.0
         self._awake_s = 0.0  # on a CPU or waiting for something, not for a free CPU
-        self._first_s = 0.0
+        # Of the first task, which pays for caches, and of those that import something: no measure
+        # of the others.
+        self._aside_tasks = 0
+        self._aside_s = self._aside_cpu_s = 0.0
         self._mean_s: float | None = None
         self._size = 1
         self.tasks = 0
@@ -115,8 +120,13 @@ class Probe:
         # The clocks of the thread went on between the tasks, where the input was read.
         cpu_s = min(cpu_now - cpu, task_s)
         self._size = len(values)
-        self._note((0, 0, 0), (task_s, cpu_s, queued_now - queued), len(values))
-        self._first_s = min(self._first_s, seconds[0])
+        imported = bool(start.imports.found)
+        # One of them, and it is among the longest.
+        aside_s = max(seconds) if imported else 0.0 if self.tasks else seconds[0]
+        after = (task_s, cpu_s, queued_now - queued)
+        self._note((0, 0, 0), after, len(values), (1, aside_s / max(task_s, 1e-9)))
+        if imported:
+            self._forget_import(aside_s)
         if task_s < TINY_S * len(values):
             times = [(begun[0], task_s)]
         else:
@@ -163,8 +173,12 @@ class Probe:
             self._heart.start()
         if limit_s is not None:
             return self._run_aside(chunk, limit_s)
-        finished, before, after = self._measure(chunk)
-        self._note(before, after, len(finished.values))
+        finished, before, after, imported = self._measure(chunk)
+        tasks = len(finished.values)
+        imported = imported and self._aside_tasks == self.tasks  # none did not
+        self._note(before, after, tasks, (tasks, 1.0) if imported else None)
+        if imported:
+            self._forget_import(after[0] - before[0])
         self._learn_times(finished)
         return finished
 
@@ -182,7 +196,7 @@ class Probe:
         return math.inf if remaining is None else remaining * (self._mean_s or 0.0)
 
     def _is_doubtful(self) -> bool:
-        if self.tasks < 2:  # the first one may have been unlike the others
+        if self.tasks == self._aside_tasks:
             return True
         heart = self._heart
         if heart is None or heart.held_share is None:
@@ -195,29 +209,34 @@ class Probe:
             return True
         return self._left_s() > LONG_S and self._cpu_s > COMPUTES * self._awake_s
 
-    def _measure(self, chunk: Chunk) -> tuple[Finished, ThreadClock, ThreadClock]:
+    def _measure(self, chunk: Chunk) -> tuple[Finished, ThreadClock, ThreadClock, bool]:
+        """Run a step: what finished, the clocks before and after, whether it imported anything."""
         heart = self._heart
         if heart is not None:
             heart.resume()
         process_s, before = process_time(), read_thread_clock()
         if self._beside is None:
+            imports = Imports()
             finished = self._run(chunk)
+            imported = imports.settle()
         else:
             self._beside.begin(before)
             try:
                 finished = self._run(chunk)
             finally:
-                self._beside.end()
+                imported = self._beside.end()
+            if self._beside.has_helped:
+                self._is_alone = False
         after = read_thread_clock()
         self._process_s += process_time() - process_s
         if heart is not None:
             heart.pause(after[2] - before[2])
         self._seen_s += after[0] - before[0] - (after[2] - before[2])
-        return finished, before, after
+        return finished, before, after, imported
 
     def _run_aside(self, chunk: Chunk, limit_s: float) -> Finished:
         """Run one task in a thread that can be left, and wait for it as long as it may take."""
-        measured: SimpleQueue[tuple[Finished, ThreadClock, ThreadClock]] = SimpleQueue()
+        measured: SimpleQueue[tuple[Finished, ThreadClock, ThreadClock, bool]] = SimpleQueue()
         context = copy_context()
         thread = threading.Thread(
             target=lambda: measured.put(context.run(self._measure, chunk)),
@@ -227,7 +246,7 @@ class Probe:
         started = monotonic()
         thread.start()
         try:
-            finished, before, after = measured.get(timeout=limit_s)
+            finished, before, after, _ = measured.get(timeout=limit_s)
             self._note(before, after, 1)
             self._learn_times(finished)
         except Empty:
@@ -265,18 +284,35 @@ class Probe:
         self._give_back(chunk.items[done:])
         return Finished.of(chunk, 0, stretch._replace(is_last=True), worker="main", pid=os.getpid())
 
-    def _note(self, before: ThreadClock, after: ThreadClock, tasks: int) -> None:
+    def _note(
+        self,
+        before: ThreadClock,
+        after: ThreadClock,
+        tasks: int,
+        aside: tuple[int, float] | None = None,
+    ) -> None:
+        """Count tasks; of so many of them this share of the time is no measure of the others."""
         wall, cpu, queued = (end - start for end, start in zip(after, before, strict=True))
         on_machine = max(wall - queued, cpu, 1e-9)  # the time that a free machine had taken
-        self.tasks += tasks
         self.spent_s += on_machine
         self._cpu_s += cpu
         self._awake_s += on_machine
-        if self._mean_s is None:
-            self._first_s = on_machine
+        aside_tasks, share = aside or ((0, 0.0) if self.tasks else (1, 1.0))
+        self._aside_tasks += aside_tasks
+        self._aside_s += share * on_machine
+        self._aside_cpu_s += share * cpu
+        self.tasks += tasks
         self._mean_s = on_machine / tasks
         growth = BUDGET_S / 4 / max(self._mean_s, 1e-9)
         self._size = int(max(1, min(self._size * GROWTH, growth, MOST_TASKS)))
+
+    def _forget_import(self, seconds: float) -> None:
+        """Have the sample begin now, at last: this step told of an import, which took so long."""
+        self.spent_s = max(0.0, self.spent_s - seconds)
+        self._is_alone = False  # fresh threads of BLAS turn idly for a tenth of a second
+        self._rss_bytes, self._peak_bytes = rss_bytes(), peak_rss_bytes()
+        self.close()
+        self._heart = None
 
     def _learn_times(self, finished: Finished) -> None:
         """Take in how much the tasks differ, as far as each has a time of its own."""
@@ -303,20 +339,22 @@ class Probe:
         """What was measured, or None if there was no task at all."""
         if not self.tasks:
             return None
-        tasks, awake_s = self.tasks, self._awake_s
-        task_s = awake_s / tasks
-        if tasks > 1:  # the first call often pays for imports and caches
-            task_s = (awake_s - self._first_s) / (tasks - 1)
-        cpu_share = min(1.0, self._cpu_s / self._awake_s)
+        tasks, awake_s, cpu_s = self.tasks, self._awake_s, self._cpu_s
+        first_s = 0.0
+        if tasks > self._aside_tasks:
+            tasks, awake_s = tasks - self._aside_tasks, awake_s - self._aside_s
+            cpu_s -= self._aside_cpu_s
+            first_s = max(0.0, self._aside_s - self._aside_tasks * awake_s / tasks)
+        cpu_share = max(0.0, min(1.0, cpu_s / max(awake_s, 1e-9)))
         held_share = self._heart.held_share if self._heart is not None else None
         return Sample(
             self.tasks,
-            task_s,
+            max(awake_s, 1e-9) / tasks,
             cpu_share,
             gil_share=held_share,
             own_cpus=self._own_cpus(cpu_share, held_share),
             spread=self._spread,
-            first_s=max(0.0, self._first_s - task_s) if tasks > 1 else 0.0,
+            first_s=first_s,
             memory_bytes=self._memory_bytes(),
         )
 

@@ -15,6 +15,7 @@ from itertools import chain
 from types import BuiltinFunctionType, FunctionType, MethodDescriptorType, MethodType
 
 from plait.clocks import monotonic, read_thread_clock
+from plait.imports import Imports
 from plait.sentinel import sentinel
 
 TYPE_CHECKING = False  # as in typing, which takes longer to load than all of this
@@ -85,6 +86,7 @@ class Start:
         beside: that other one and what it made of it, see beside.py.
         context: the context variables at the beginning.
         thread: the identifiers of this thread, Python's and the system's.
+        imports: tells whether one of them imported something.
     """
 
     def __init__(
@@ -111,6 +113,7 @@ class Start:
         self.beside: Any = None
         self.context = copy_context()
         self.thread = (get_ident(), get_native_id())
+        self.imports = Imports()
         self.before = self.after = read_thread_clock()
 
     def run(self) -> bool:
@@ -122,12 +125,14 @@ class Start:
             is_over = self._run()
         finally:
             sentinel.disarm(watch)
+            self.imports.settle()
             is_ours = self.claim.acquire(False)  # for good
         if is_ours:
             self.beside = None
         return is_over and is_ours
 
     def _hear_of_long_task(self) -> None:
+        self.imports.settle()
         start_new_thread(self.context.run, (self._go_beside, self))
 
     def _run(self) -> bool:
