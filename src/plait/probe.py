@@ -294,6 +294,10 @@ class Probe:
         """Count tasks; of so many of them this share of the time is no measure of the others."""
         wall, cpu, queued = (end - start for end, start in zip(after, before, strict=True))
         on_machine = max(wall - queued, cpu, 1e-9)  # the time that a free machine had taken
+        if tasks > self.tasks and on_machine < TINY_S * tasks:
+            # So many more that the earlier ones, which had nothing in the caches, tell less.
+            self._aside_tasks = self.tasks
+            self._aside_s, self._aside_cpu_s = self._awake_s, self._cpu_s
         self.spent_s += on_machine
         self._cpu_s += cpu
         self._awake_s += on_machine
@@ -364,10 +368,10 @@ class Probe:
         Such threads are no Python: while the GIL is held, what else uses a CPU in this process
         is somebody else's, as the thread that reads the input.
         """
-        is_known = self._is_alone and self._heart is not None and self._seen_s > 0
-        if not is_known or self._heart is None or (held_share or 0.0) > MOST_HELD:
+        heart = self._heart
+        if not self._is_alone or heart is None or held_share is None or held_share > MOST_HELD:
             return cpu_share
-        own_cpus = (self._process_s - self._heart.cpu_s) / self._seen_s
+        own_cpus = (self._process_s - heart.cpu_s) / max(self._seen_s, 1e-9)
         return own_cpus if own_cpus > OWN_THREADS * cpu_share else cpu_share
 
     def _memory_bytes(self) -> int:
