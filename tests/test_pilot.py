@@ -27,9 +27,17 @@ WAITING = Sample(tasks=2, task_s=0.010, cpu_share=0.01)
 class Flight:
     """A pilot with a clock of its own, fed with tasks that took so long."""
 
-    def __init__(self, sample: Sample, remaining: int | None, left: Any = (), **given: Any) -> None:
+    def __init__(
+        self,
+        sample: Sample,
+        remaining: int | None,
+        left: Any = (),
+        *,
+        is_warm: bool = True,
+        **given: Any,
+    ) -> None:
         self.options = Options.of(given)
-        facts = Facts(cpus=2, sample=sample, remaining=remaining, is_warm=True)
+        facts = Facts(cpus=2, sample=sample, remaining=remaining, is_warm=is_warm)
         self.plan = choose(self.options, facts)
         self.queued_s = self.cpu_s = 0.0
         machine = Machine(lambda: self.queued_s, lambda: self.cpu_s)
@@ -125,6 +133,13 @@ def test_processes_that_work_stay() -> None:
     flight = Flight(BUSY, 1000)
     flight.finish(20, 0.006, 0.012)
     assert flight.look() is None
+
+
+def test_processes_that_have_started_stay_for_the_last_tasks() -> None:
+    flight = Flight(BUSY._replace(first_s=0.3), 1000, is_warm=False)
+    assert flight.plan.backend == "processes"
+    flight.finish(990, 0.0055, 0.010)
+    assert flight.look(remaining=10) is None
 
 
 def test_no_backend_is_tried_twice() -> None:

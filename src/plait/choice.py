@@ -34,7 +34,7 @@ class Question(NamedTuple):
     """What is to be decided: for which function, and what was seen of its tasks.
 
     ``remaining`` tasks are left (None: unknown), ``last`` are some of those that were run, in
-    ``spent_s`` seconds.
+    ``spent_s`` seconds. ``has_processes``: a pool of them is at work.
     """
 
     fn: Callable[..., Any]
@@ -43,6 +43,7 @@ class Question(NamedTuple):
     remaining: int | None = None
     last: Finished | None = None
     spent_s: float = 0.0
+    has_processes: bool = False
 
 
 def decide(question: Question, *, in_full: bool = False) -> Plan:
@@ -70,7 +71,7 @@ def _facts(question: Question) -> Facts:
         is_nested=depth() > 0,
         sample=question.sample,
         remaining=remaining,
-        is_warm=pools.is_warm("processes"),
+        is_warm=question.has_processes or pools.is_warm("processes"),
         free_bytes=max(0, memory_bytes() - rss_bytes()) if has_choice else math.inf,
         costs=costs.known() if has_choice else costs.DEFAULT,
         most_workers=options.max_workers,

@@ -177,7 +177,13 @@ class Pilot:
         self._since, self._tasks, self._busy_s, self._queued_s = now, 0, 0.0, 0.0
         self._queued_at = self._machine.queued_s() if self._takes_turns else 0.0
         self._cpu_at = self._machine.cpu_s()
-        plan = choose(self._options, facts._replace(sample=seen, remaining=remaining))
+        has_processes = self._plan.backend == "processes"
+        if has_processes:
+            seen = seen._replace(first_s=0.0)  # they have done that
+        facts = facts._replace(
+            sample=seen, remaining=remaining, is_warm=facts.is_warm or has_processes
+        )
+        plan = choose(self._options, facts)
         return seen if self._is_other(plan) else None
 
     def is_worth(self, plan: Plan) -> bool:

@@ -575,7 +575,10 @@ class Run:
         remaining = self._feed.remaining
         if remaining is not None:
             remaining += left
-        question = Question(self._call.fn, self._options, sample, remaining, last, spent_s)
+        has_processes = self.plan is not None and self.plan.backend == "processes"
+        question = Question(
+            self._call.fn, self._options, sample, remaining, last, spent_s, has_processes
+        )
         return decide(question, in_full=self._explains)
 
 
