@@ -194,7 +194,8 @@ def test_a_number_of_threads_that_was_asked_for_is_the_most() -> None:
 
 
 def test_an_overloaded_server_gets_fewer_at_once() -> None:
-    for given in ({}, {"backend": "threads", "max_workers": 32}):
+    cases: tuple[dict[str, Any], ...] = ({}, {"backend": "threads", "max_workers": 32})
+    for given in cases:
         flight = Flight(WAITING, 100_000, **given)
         flight.pilot.slow_down()
         assert flight.pilot.workers == 16
