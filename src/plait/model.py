@@ -42,6 +42,9 @@ MARGIN = 1.25
 """Where tasks wait they do not do so in turn: so many times more workers are needed for it."""
 WAITS = 0.25
 """Tasks that wait for less than this share of their time do not count as tasks that wait."""
+CLIMB = 2
+"""Where more threads than there are at first would be of use, more are started on the way
+(climb.py): over the whole run there are so many times as many. Found by benchmarks."""
 MOST_WORKERS = 1_000_000
 MEMORY_SHARE = 0.8
 WORKER_BYTES = 20_000_000
@@ -210,9 +213,12 @@ def predict(backend: str, facts: Facts) -> Choice:
     way = _threads(facts.sample, facts) if backend == "threads" else _processes(facts.sample, facts)
     most = min(_most_workers(backend, facts), max(facts.expected, 1))
     workers = min(most, _enough_workers(way, facts.cpus))
-    per_s = min(workers / way.round_s, way.most_per_s)
+    at_work = workers
+    if backend == "threads" and workers == MOST_THREADS and facts.most_workers is None:
+        at_work = min(CLIMB * workers, max(facts.expected, 1))
+    per_s = min(at_work / way.round_s, way.most_per_s)
     start_s = way.start_s + workers * way.each_start_s
-    seconds = start_s + _work_s(facts, workers, per_s)
+    seconds = start_s + _work_s(facts, at_work, per_s)
     found = Choice(backend, workers, seconds, start_s=start_s, carry_s=way.carry_s)
     return _choice(found, facts)
 
