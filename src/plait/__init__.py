@@ -4,17 +4,20 @@ from plait.api import imap, map, plan, run, starmap  # noqa: A004  the names Pyt
 
 TYPE_CHECKING = False  # as in typing, which takes longer to load than all of this
 if TYPE_CHECKING:
-    from plait import errors
+    from plait import errors, shared
     from plait.aio import amap, arun
     from plait.errors import (
+        DeadlockError,
         MemoryLimitExceeded,
         NotPicklable,
         OptionError,
+        OwnerDied,
         PlaitError,
         PoolClosed,
         RemoteError,
         RemoteTraceback,
         RunTimeout,
+        SharedDataGone,
         TaskError,
         TaskTimeout,
         UnknownOption,
@@ -34,6 +37,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Attempt",
+    "DeadlockError",
     "Executor",
     "MemoryLimitExceeded",
     "NotPicklable",
@@ -41,6 +45,7 @@ __all__ = [
     "OptionError",
     "Options",
     "Outcome",
+    "OwnerDied",
     "PlaitError",
     "Plan",
     "PoolClosed",
@@ -49,6 +54,7 @@ __all__ = [
     "Report",
     "Run",
     "RunTimeout",
+    "SharedDataGone",
     "Sweep",
     "TaskError",
     "TaskTimeout",
@@ -63,6 +69,7 @@ __all__ = [
     "map",
     "plan",
     "run",
+    "shared",
     "starmap",
     "sweep",
 ]
@@ -70,6 +77,7 @@ __all__ = [
 # Where the other names are: each is imported when somebody asks for it.
 _HOMES = {
     "Attempt": "outcome",
+    "DeadlockError": "errors",
     "Executor": "executor",
     "MemoryLimitExceeded": "errors",
     "NotPicklable": "errors",
@@ -77,6 +85,7 @@ _HOMES = {
     "OptionError": "errors",
     "Options": "options",
     "Outcome": "outcome",
+    "OwnerDied": "errors",
     "PlaitError": "errors",
     "Plan": "plans",
     "PoolClosed": "errors",
@@ -85,6 +94,7 @@ _HOMES = {
     "Report": "report",
     "Run": "runs",
     "RunTimeout": "errors",
+    "SharedDataGone": "errors",
     "Sweep": "sweeps",
     "TaskError": "errors",
     "TaskTimeout": "errors",
@@ -94,6 +104,7 @@ _HOMES = {
     "amap": "aio",
     "arun": "aio",
     "errors": "errors",
+    "shared": "shared",
     "sweep": "sweeping",
 }
 
@@ -106,7 +117,7 @@ if not TYPE_CHECKING:  # or type checkers would believe in any name
 
         module = import_module(f"plait.{_HOMES[name]}")
         # Next time it is found without us.
-        globals()[name] = found = module if name == "errors" else getattr(module, name)
+        globals()[name] = found = module if name in ("errors", "shared") else getattr(module, name)
         return found
 
 

@@ -10,14 +10,17 @@ from __future__ import annotations
 from typing import Any, NamedTuple, Self
 
 __all__ = [
+    "DeadlockError",
     "MemoryLimitExceeded",
     "NotPicklable",
     "OptionError",
+    "OwnerDied",
     "PlaitError",
     "PoolClosed",
     "RemoteError",
     "RemoteTraceback",
     "RunTimeout",
+    "SharedDataGone",
     "TaskError",
     "TaskTimeout",
     "UnknownOption",
@@ -255,6 +258,75 @@ class WorkerStartError(PlaitError):
 
 class PoolClosed(PlaitError, RuntimeError):
     """Work was given to a pool or an executor that is already closed."""
+
+
+class OwnerDied(PlaitError):
+    """Who held a shared lock has ended: what the lock guards may be half written.
+
+    It is raised once, to the next one who wants the lock; the lock itself is free and in order.
+
+    Attributes: ``what`` (the lock's kind and name); ``pid`` and ``owner`` (the process, and its
+    name); ``held_s`` (how long ago it acquired the lock, in seconds); ``stack`` (where, innermost
+    first).
+    """
+
+    what: str
+    pid: int
+    owner: str
+    held_s: float
+    stack: str
+
+    @classmethod
+    def of(cls, what: str, pid: int, owner: str, held_s: float, stack: str) -> Self:
+        """Tell of an owner and its lock."""
+        text = (
+            f"{owner or 'A process'} (pid {pid or 'unknown'}) ended while it held {what}, taken "
+            f"{held_s:.1f} s ago. What it guards may be half written. The lock is free now."
+        )
+        if stack:
+            text += "\nIt was taken at\n" + "\n".join(f"    {line}" for line in stack.splitlines())
+        error = cls(text)
+        error.__dict__.update(what=what, pid=pid, owner=owner, held_s=held_s, stack=stack)
+        return error
+
+
+class DeadlockError(PlaitError):
+    """Threads wait for each other, or one for itself, and would do so for ever.
+
+    Attributes: ``members``: a text for each thread of the cycle: what it holds, what it waits for,
+    and where.
+    """
+
+    members: tuple[str, ...]
+
+    @classmethod
+    def of(cls, members: list[str]) -> Self:
+        """Tell of a cycle."""
+        error = cls(
+            f"Deadlock: {len(members)} threads wait for each other. This one, which came last, "
+            "gives up. Acquire locks in the same order everywhere.\n" + "\n".join(members)
+        )
+        error.members = tuple(members)
+        return error
+
+    @classmethod
+    def alone(cls, what: str, stack: str) -> Self:
+        """Tell of a thread that waits for what it has."""
+        where = "\n".join(f"    {line}" for line in stack.splitlines())
+        error = cls(
+            f"Deadlock: this thread waits for {what}, which it has already. Release it first, or "
+            f"use an RLock. It was taken at\n{where}"
+        )
+        error.members = (f"holds and waits for {what}, taken at\n{where}",)
+        return error
+
+
+class SharedDataGone(PlaitError):
+    """Shared data arrived where nobody has its memory any more. ``what`` it was: "Lock"."""
+
+    def __init__(self, what: str, why: str) -> None:
+        super().__init__(f"This {what} cannot be found: {why}.")
+        self.what = what
 
 
 class RemoteError(PlaitError):

@@ -1,0 +1,11 @@
+"""Data that several workers use at once, safely: between threads, and between processes.
+
+The names are those of ``threading``, ``queue`` and ``multiprocessing``, and so is what they do. All
+of them can be sent to any worker at any time, as arguments, in closures or as globals. A process
+that dies while it holds a lock frees it, and the next one is told; a deadlock is an error.
+"""
+
+from plait.shared.deadlocks import Holdings, Row, who_holds
+from plait.shared.locks import Lock, RLock
+
+__all__ = ["Holdings", "Lock", "RLock", "Row", "who_holds"]

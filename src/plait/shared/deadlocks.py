@@ -1,0 +1,175 @@
+"""Who waits for whom: a cycle of owners that wait is told to one of them; a table of all of it.
+
+A thread that waits for a lock says so in its seat after a second (arena.py). The lock knows its
+owner, by the system's number of the thread; if that has a seat, too, and waits, the path goes on
+from there. Should it come back to where it began, none of them will ever go on. What was seen is
+read twice, and is believed if nothing changed: each of them held and waited at one moment. The one
+that began to wait last raises DeadlockError; what it held is released on the way out.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from time import monotonic_ns
+from typing import NamedTuple
+
+from plait.errors import DeadlockError
+from plait.shared.arena import ARENA, Arena, Cell, Seat, arenas, cells_of, is_alive
+from plait.shared.memory import regions_of
+
+__all__ = ["Holdings", "Row", "look", "who_holds"]
+
+
+class Step(NamedTuple):
+    """A thread that waits for a cell, and who holds that."""
+
+    seat: Seat
+    cell: Cell
+    since_ns: int
+    owner: int
+
+    @property
+    def facts(self) -> tuple[int, int, int, int]:
+        """What has to be the same if it is read again."""
+        return self.seat.tid, self.cell.offset, self.since_ns, self.owner
+
+
+def look(seat: Seat) -> None:
+    """Raise DeadlockError if the thread of this seat is the one to end a cycle."""
+    cycle = _cycle(seat)
+    if not cycle or [step.facts for step in _cycle(seat)] != [step.facts for step in cycle]:
+        return
+    youngest = max(cycle, key=lambda step: (step.since_ns, step.seat.tid))
+    if youngest.seat.tid == seat.tid:
+        raise DeadlockError.of([_told(step, cycle) for step in cycle])
+
+
+def _cycle(seat: Seat) -> list[Step]:
+    """Follow who waits for whom, from a seat back to it; empty: the path ends elsewhere."""
+    path: list[Step] = []
+    seats = _Seats()
+    at: Seat | None = seat
+    while at is not None:
+        offset = at.waits_for
+        if not offset:
+            return []
+        cell = Cell(at.arena, offset)
+        path.append(Step(at, cell, at.since_ns, cell.owner))
+        if path[-1].owner == seat.tid:
+            return path
+        if any(step.seat.tid == path[-1].owner for step in path):
+            return []  # a cycle, without this thread: others will find it
+        at = seats.of(path[-1].owner)
+    return []
+
+
+class _Seats:
+    """All seats that can be found: in the arenas of this process, and of those on the path."""
+
+    def __init__(self) -> None:
+        self._arenas = {arena.region.ident: arena for arena in arenas()}
+
+    def of(self, tid: int) -> Seat | None:
+        """Return the seat in which this thread waits."""
+        if not tid:
+            return None
+        for region in regions_of(_pid_of(tid), ARENA):
+            if region.ident not in self._arenas:
+                self._arenas[region.ident] = Arena(region)
+        for arena in self._arenas.values():
+            for seat in arena.seats():
+                if seat.tid == tid and seat.waits_for:
+                    return seat
+        return None
+
+
+def _told(step: Step, cycle: list[Step]) -> str:
+    name, stack = step.seat.name_and_stack
+    waited_s = (monotonic_ns() - step.since_ns) / 1e9
+    held = [
+        f"holds {other.cell.label}, taken {other.cell.holder.held_s:.1f} s ago at\n"
+        f"{_indented(other.cell.holder.stack)}"
+        for other in cycle
+        if other.owner == step.seat.tid
+    ]
+    return (
+        f"{name} of pid {step.seat.pid} " + "; ".join(held) + f"\n  and has waited {waited_s:.1f} s"
+        f" for {step.cell.label} at\n{_indented(stack)}"
+    )
+
+
+def _pid_of(tid: int) -> int:
+    """Return the process of a thread; 0: it has none any more."""
+    with suppress(OSError, ValueError), open(f"/proc/{tid}/status") as file:  # noqa: PTH123
+        return next(int(line[5:]) for line in file if line.startswith("Tgid:"))
+    return 0
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"    {line}" for line in text.splitlines())
+
+
+class Row(NamedTuple):
+    """A lock that is held, as far as this process can see it.
+
+    Attributes:
+        what: its kind and name.
+        pid, owner: the process that holds it, and the system's number of the thread.
+        held_s: for how many seconds.
+        stack: where it was acquired, innermost first.
+        waiting: who has waited for it for more than a second: pid, thread and where.
+    """
+
+    what: str
+    pid: int
+    owner: int
+    held_s: float
+    stack: str
+    waiting: tuple[str, ...]
+
+    def __str__(self) -> str:
+        who = f"pid {self.pid}, thread {self.owner}"
+        lines = [f"{self.what}: held by {who}, for {self.held_s:.1f} s"]
+        lines += [_indented(self.stack)] if self.stack else []
+        for one in self.waiting:
+            lines.append("  " + one.replace("\n", "\n    "))
+        return "\n".join(lines)
+
+
+class Holdings(tuple[Row, ...]):
+    """All locks that are held; prints as a table."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self)) or "No lock is held."
+
+    __repr__ = __str__
+
+
+def who_holds() -> Holdings:
+    """Return who holds which of the shared locks that this process has, and who waits for them.
+
+    It can be called at any time, by any thread; it takes no lock. A wait is seen after a second.
+
+    >>> from plait.shared import Lock, who_holds
+    >>> with Lock("results"):
+    ...     who_holds()[0].what
+    "Lock 'results'"
+    """
+    rows = []
+    for arena in arenas():
+        waiting: dict[int, list[str]] = {}
+        for seat in arena.seats():
+            if (offset := seat.waits_for) and is_alive(seat.pid, seat.tid):
+                name, stack = seat.name_and_stack
+                text = f"waited for by {name} of pid {seat.pid} at\n{stack}"
+                waiting.setdefault(offset, []).append(text)
+        for cell in cells_of(arena):
+            owner = cell.owner
+            if owner:
+                holder = cell.holder
+                texts = tuple(waiting.get(cell.offset, ()))
+                row = Row(cell.label, _pid_of(owner), owner, holder.held_s, holder.stack, texts)
+                rows.append(row)
+    return Holdings(rows)

@@ -1,0 +1,148 @@
+"""What the C library and the kernel do for shared memory: robust mutexes, and waits on a word.
+
+A robust mutex (pthread_mutexattr_setrobust, POSIX.1-2008) lies in memory that several processes
+have. If the thread that holds it ends, however that comes about, the kernel marks it and wakes one
+who waits; the next who locks it is told (EOWNERDEAD). A futex (https://docs.kernel.org, futex(2))
+is a word in such memory on which threads wait for another to change it.
+
+Short calls keep the GIL (PyDLL), which is faster; what may wait lets go of it (CDLL).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import platform
+import sys
+import threading
+import time
+
+__all__ = [
+    "MUTEX_BYTES",
+    "consistent",
+    "init_mutex",
+    "is_supported",
+    "lock_until",
+    "owner_of",
+    "try_lock",
+    "unlock",
+    "wait_word",
+    "wake_word",
+]
+
+MUTEX_BYTES = 64
+"""So much room has a mutex; it needs 40 bytes on most machines, 48 on some."""
+_ERRORCHECK, _RECURSIVE, _ROBUST, _SHARED = 2, 1, 1, 1
+_TID_MASK = 0x3FFF_FFFF
+_WAIT, _WAKE, _EVERYBODY = 0, 1, 0x7FFF_FFFF
+_FUTEX = {"x86_64": 202, "aarch64": 98, "riscv64": 98, "ppc64le": 221, "s390x": 238}
+
+
+class _Timespec(ctypes.Structure):
+    _fields_ = (("tv_sec", ctypes.c_long), ("tv_nsec", ctypes.c_long))
+
+
+def _timespec(seconds: float) -> _Timespec:
+    whole = int(seconds)
+    return _Timespec(whole, int((seconds - whole) * 1e9))
+
+
+is_supported = (
+    sys.platform == "linux" and hasattr(os, "memfd_create") and platform.machine() in _FUTEX
+)
+"""Whether this system has all of that: Linux. (Elsewhere: untested, so refused.)"""
+
+if is_supported:
+    _held = ctypes.PyDLL(None)  # holds the GIL
+    _free = ctypes.CDLL(None, use_errno=True)
+    try_lock = _held.pthread_mutex_trylock
+    """Lock a mutex, given as a c_void_p: 0, EBUSY, or EOWNERDEAD; then it is locked, too."""
+    unlock = _held.pthread_mutex_unlock
+    """Unlock a mutex: 0, or EPERM where another thread holds it, or none."""
+    consistent = _held.pthread_mutex_consistent
+    """Declare what a mutex guards to be in order again, after EOWNERDEAD."""
+
+
+def init_mutex(address: int, *, recursive: bool = False) -> None:
+    """Make a mutex of zeroed memory."""
+    attributes = ctypes.create_string_buffer(64)
+    kind = _RECURSIVE if recursive else _ERRORCHECK
+    _check(_held.pthread_mutexattr_init(attributes))
+    _check(_held.pthread_mutexattr_setpshared(attributes, _SHARED))
+    _check(_held.pthread_mutexattr_setrobust(attributes, _ROBUST))
+    _check(_held.pthread_mutexattr_settype(attributes, kind))
+    _check(_held.pthread_mutex_init(ctypes.c_void_p(address), attributes))
+
+
+def _check(code: int) -> None:
+    if code:
+        raise OSError(code, os.strerror(code))
+
+
+def lock_until(mutex: ctypes.c_void_p, seconds: float) -> int:
+    """Lock a mutex, and wait so long for it: 0, EOWNERDEAD, ETIMEDOUT, EDEADLK or another error.
+
+    The C library goes on waiting where a signal comes: who wants to hear of Ctrl-C waits shortly.
+    """
+    # Its clock is the wall clock, which may be set: callers wait again until their own time is up.
+    deadline = _timespec(time.time() + seconds)
+    code: int = _free.pthread_mutex_timedlock(mutex, ctypes.byref(deadline))
+    return code
+
+
+def owner_of(words: memoryview[int]) -> int:
+    """Return the system's identifier of the thread that holds a mutex, 0 for none.
+
+    ``words`` are its bytes, as 32-bit words.
+    """
+    owner: int = words[_owner_word()] & _TID_MASK
+    return owner
+
+
+_place: list[int] = []
+
+
+def _owner_word() -> int:
+    """Find out where this C library keeps the owner: it is also what the kernel looks at."""
+    if not _place:
+        memory = ctypes.create_string_buffer(MUTEX_BYTES)
+        mutex = ctypes.c_void_p(ctypes.addressof(memory))
+        init_mutex(ctypes.addressof(memory))
+        try_lock(mutex)
+        words = [int.from_bytes(memory.raw[at : at + 4], sys.byteorder) for at in range(0, 64, 4)]
+        unlock(mutex)
+        me = threading.get_native_id()
+        _place.append(next(n for n, word in enumerate(words) if word & _TID_MASK == me))
+    return _place[0]
+
+
+def wait_word(address: int, value: int, seconds: float | None) -> bool:
+    """Wait until somebody wakes this word, if its value is (still) this one; False: time is up.
+
+    Returns True, too, where a signal came, whose handler then runs, or the value is another one.
+    """
+    limit = None if seconds is None else ctypes.byref(_timespec(max(0.0, seconds)))
+    done = _free.syscall(
+        _FUTEX[platform.machine()],
+        ctypes.c_void_p(address),
+        ctypes.c_int(_WAIT),
+        ctypes.c_uint(value),
+        limit,
+        None,
+        ctypes.c_int(0),
+    )
+    return done == 0 or ctypes.get_errno() != errno.ETIMEDOUT
+
+
+def wake_word(address: int, count: int = _EVERYBODY) -> None:
+    """Wake so many of those who wait for a word."""
+    _held.syscall(
+        _FUTEX[platform.machine()],
+        ctypes.c_void_p(address),
+        ctypes.c_int(_WAKE),
+        ctypes.c_int(count),
+        None,
+        None,
+        ctypes.c_int(0),
+    )

@@ -1,0 +1,218 @@
+"""Locks for threads and processes that tell of dead owners, and of deadlocks.
+
+A lock is a robust mutex in shared memory (libc.py): the kernel frees it when its owner ends. Beside
+it stands who took it, where and when. Waiting takes no CPU: the kernel wakes one when the lock is
+free. A wait that lasts looks around for a deadlock each second (deadlocks.py).
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import sys
+import threading
+from time import monotonic, monotonic_ns
+from types import FrameType, TracebackType
+from typing import Any
+
+from plait.errors import DeadlockError, OwnerDied
+from plait.shared import deadlocks, libc
+from plait.shared.arena import COUNT, SINCE, WHO, Cell, cell_at, known, new_cell
+
+__all__ = ["LOOK_S", "Lock", "RLock", "check_timeout"]
+
+LOOK_S = 1.0
+"""A wait that has lasted so long looks for a deadlock, again and again."""
+SIGNAL_S = 0.1
+"""The thread that hears of signals lets the C library wait for no longer, or Ctrl-C would wait."""
+LOCK, RLOCK = 1, 2
+FOREVER = -1.0
+caller = sys._getframe  # noqa: SLF001  it is documented
+
+
+class Lock:
+    """A lock for threads and processes, as ``threading.Lock``, that can be sent to any of them.
+
+    It belongs to the thread that acquired it, and only that one can release it (a
+    ``threading.Lock`` lets anybody do so): so its death can be noticed, and a thread that waits
+    for itself, too.
+
+    Args:
+        name: what it is called in messages.
+        on_owner_death: "raise": if a process or thread ends while it holds the lock, the next one
+            to acquire it gets ``OwnerDied``, and does not have it; the lock is free. "ignore": the
+            next one has it, as if it had been released.
+
+    Raises:
+        OwnerDied: by ``acquire``, once for each death.
+        DeadlockError: by ``acquire``, where the thread has the lock already, or waits in a cycle.
+        SharedDataGone: when it arrives after all who had it have ended.
+
+    >>> lock = Lock("results")
+    >>> with lock:
+    ...     lock.locked()
+    True
+    """
+
+    _kind, _recursive = LOCK, False
+
+    def __init__(self, name: str = "", *, on_owner_death: str = "raise") -> None:
+        if on_owner_death not in ("raise", "ignore"):
+            raise ValueError(f'on_owner_death={on_owner_death!r} must be "raise" or "ignore"')
+        label = f"{type(self).__name__} {name!r}" if name else type(self).__name__
+        self._set_up(new_cell(self._kind, label, recursive=self._recursive), on_owner_death)
+
+    def _set_up(self, cell: Cell, on_owner_death: str) -> None:
+        self._cell = cell
+        self._mutex, self._words = cell.mutex, cell.words
+        self._on_owner_death = on_owner_death
+        known[cell.arena.region.ident, cell.offset] = self
+
+    # --- As in threading -----------------------------------------------------------------
+
+    def acquire(self, blocking: bool = True, timeout: float = FOREVER) -> bool:  # noqa: FBT001, FBT002
+        """Acquire the lock; False if it is not to be had (in ``timeout`` seconds).
+
+        Args:
+            blocking: whether to wait for it.
+            timeout: in seconds; -1: for ever.
+        """
+        check_timeout(blocking, timeout)
+        if code := _try_lock(self._mutex):
+            return self._acquire_slowly(code, caller(1), timeout if blocking else 0.0)
+        frame = caller(1)
+        words = self._words
+        key = id(frame.f_code) + frame.f_lasti
+        words[WHO] = self._cell.arena.sites.get(key) or self._cell.arena.new_site(key, frame)
+        words[SINCE] = monotonic_ns()
+        return True
+
+    def release(self) -> None:
+        """Release it. Raises RuntimeError where the calling thread does not have it."""
+        if _unlock(self._mutex):
+            what = self._cell.label
+            raise RuntimeError(f"cannot release {what}: this thread has not acquired it")
+
+    def locked(self) -> bool:
+        """Return whether anybody has it now."""
+        return self._cell.owner != 0
+
+    def __enter__(self) -> bool:
+        if code := _try_lock(self._mutex):
+            return self._acquire_slowly(code, caller(1), FOREVER)
+        frame = caller(1)
+        words = self._words
+        key = id(frame.f_code) + frame.f_lasti
+        words[WHO] = self._cell.arena.sites.get(key) or self._cell.arena.new_site(key, frame)
+        words[SINCE] = monotonic_ns()
+        return True
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if _unlock(self._mutex):
+            self.release()
+
+    def __repr__(self) -> str:
+        owner = self._cell.owner
+        state = f"held by {self._cell.holder}" if owner else "unlocked"
+        return f"<plait.shared {self._cell.label}: {state}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _arrive, (type(self), self._cell.place, self._on_owner_death)
+
+    # --- Where it is not free ------------------------------------------------------------
+
+    def _acquire_slowly(self, code: int, frame: FrameType, timeout: float) -> bool:
+        """Wait for it as long as may be; the first try came to this code."""
+        if code == errno.EBUSY and timeout != 0.0:
+            code = self._wait(frame, timeout)
+        if code == errno.EDEADLK and timeout != 0.0:
+            raise DeadlockError.alone(self._cell.label, self._cell.holder.stack)
+        if code in (errno.EBUSY, errno.EDEADLK, errno.ETIMEDOUT):
+            return False
+        if code == errno.EOWNERDEAD:
+            self._inherit()
+        elif code:
+            raise OSError(code, os.strerror(code))
+        self._cell.note_holder(frame)
+        return True
+
+    def _wait(self, frame: FrameType, timeout: float) -> int:
+        started, started_ns = monotonic(), monotonic_ns()
+        until = math.inf if timeout == FOREVER else started + timeout
+        hears_signals = threading.current_thread() is threading.main_thread()
+        look_at = started + LOOK_S
+        seat = None
+        try:
+            while True:
+                now = monotonic()
+                longest = SIGNAL_S if hears_signals else LOOK_S
+                code = libc.lock_until(
+                    self._mutex, max(0.0, min(until - now, look_at - now, longest))
+                )
+                now = monotonic()
+                if code != errno.ETIMEDOUT or now >= until:
+                    return code
+                if now >= look_at:
+                    look_at = now + LOOK_S
+                    if seat is None:
+                        seat = self._cell.arena.seat()
+                        seat.wait_for(self._cell.offset, frame, started_ns)
+                    deadlocks.look(seat)
+        finally:
+            if seat is not None:
+                seat.wait_no_more()
+
+    def _inherit(self) -> None:
+        """Take over from an owner that has ended: tell of it, or go on."""
+        holder = self._cell.holder
+        libc.consistent(self._mutex)
+        self._words[COUNT] = 0
+        if self._on_owner_death == "raise":
+            libc.unlock(self._mutex)
+            raise OwnerDied.of(self._cell.label, *holder)
+
+
+class RLock(Lock):
+    """A lock that its owner can acquire again, as ``threading.RLock``, for threads and processes.
+
+    It has to be released as often as it was acquired. Arguments and errors are those of ``Lock``.
+
+    >>> lock = RLock()
+    >>> with lock, lock:
+    ...     lock.locked()
+    True
+    """
+
+    _kind, _recursive = RLOCK, True
+
+
+def check_timeout(blocking: bool, timeout: float) -> None:  # noqa: FBT001
+    """Raise what threading does for times that make no sense."""
+    if timeout != FOREVER:
+        if not blocking:
+            raise ValueError("can't specify a timeout for a non-blocking call")
+        if timeout < 0:
+            raise ValueError("timeout value must be a non-negative number")
+        if timeout > threading.TIMEOUT_MAX:
+            raise OverflowError("timeout value is too large")
+
+
+def _arrive(cls: type[Lock], place: Any, on_owner_death: str) -> Lock:
+    where, offset = place
+    lock = known.get((where.ident, offset))
+    if lock is None:
+        cell = cell_at(place, cls.__name__)
+        lock = cls.__new__(cls)
+        lock._set_up(cell, on_owner_death)  # noqa: SLF001
+    assert isinstance(lock, cls)
+    return lock
+
+
+if libc.is_supported:
+    _try_lock, _unlock = libc.try_lock, libc.unlock

@@ -1,0 +1,195 @@
+"""Memory that several processes have: a file without a name, which dies with its last holder.
+
+A region is a memfd: it lies in no folder, and the kernel frees it when the last process that has
+it has let go of it or has ended, by whatever signal. Another process finds it through one that has
+it, at /proc/<pid>/fd/<fd>, which the kernel opens for the same user only. So an object can be
+pickled to any process of this user and machine, worker or not, as long as its maker, or who
+pickled it, still lives.
+
+Who frees it: nobody has to. Each process unmaps it when nothing there refers to it any more.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import stat
+import threading
+from contextlib import suppress
+from functools import lru_cache
+from typing import Literal, NamedTuple
+from weakref import WeakValueDictionary
+
+from plait.errors import SharedDataGone
+from plait.shared import libc
+
+__all__ = ["HEAD_BYTES", "Place", "Region", "boot_id", "regions_of"]
+
+MAGIC = b"plait01\n"
+ID_BYTES = 16
+HEAD_BYTES = 64
+"""A region begins with what it is: magic, identity; the rest is zero."""
+
+
+class Place(NamedTuple):
+    """Where another process finds a region.
+
+    Attributes:
+        ident: 16 random bytes: a number of a file may mean another one later.
+        boot: of the machine, since it was started.
+        holders: processes that have it, and its file's number there.
+    """
+
+    ident: bytes
+    boot: str
+    holders: tuple[tuple[int, int], ...]
+
+
+class Region:
+    """A piece of shared memory; the same object for all who ask for it in a process.
+
+    Attributes:
+        memory: all of it, its head too.
+        address: of its first byte, in this process.
+    """
+
+    def __init__(self, fd: int, place: Place) -> None:
+        self._fd = fd
+        self._place = place
+        self._map()
+
+    @classmethod
+    def create(cls, nbytes: int, kind: str) -> Region:
+        """Make a region of a kind, with so much room after its head, all zero."""
+        if not libc.is_supported:
+            raise NotImplementedError(
+                "plait.shared needs Linux: it uses memory files and robust mutexes, which this "
+                "system has not, or has not been tried on."
+            )
+        fd = os.memfd_create(f"plait-{kind}", os.MFD_CLOEXEC)
+        os.truncate(fd, HEAD_BYTES + nbytes)
+        ident = os.urandom(ID_BYTES)
+        os.pwrite(fd, MAGIC + ident, 0)
+        region = cls(fd, Place(ident, boot_id(), ((os.getpid(), fd),)))
+        with _lock:
+            _known[ident] = region
+        return region
+
+    @classmethod
+    def at(cls, place: Place, what: str) -> Region:
+        """Return a region that another process has made, ``what`` it is for messages.
+
+        Raises SharedDataGone.
+        """
+        with _lock:
+            region = _known.get(place.ident)
+            if region is None:
+                region = _known[place.ident] = cls(_open(place, what), place)
+        return region
+
+    def _map(self) -> None:
+        self.memory = mmap.mmap(self._fd, 0)
+        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
+
+    @property
+    def place(self) -> Place:
+        """Where others find it: at its maker, and here."""
+        here = (os.getpid(), self._fd)
+        holders = (*(one for one in self._place.holders[:1] if one != here), here)
+        return self._place._replace(holders=holders)
+
+    @property
+    def ident(self) -> bytes:
+        """What tells it from all others."""
+        return self._place.ident
+
+    @property
+    def nbytes(self) -> int:
+        """How much room there is after the head."""
+        return len(self.memory) - HEAD_BYTES
+
+    def words(
+        self, offset: int, nbytes: int, kind: Literal["B", "I", "Q", "q"] = "Q"
+    ) -> memoryview[int]:
+        """Return a part, as numbers of a kind (as in struct). One is written all at once."""
+        return memoryview(self.memory)[offset : offset + nbytes].cast(kind)
+
+    def grow(self, nbytes: int) -> None:
+        """Have room for so many bytes, and map all of it; what was mapped before stays valid.
+
+        To be called under a lock that all who grow it take.
+        """
+        if os.fstat(self._fd).st_size < HEAD_BYTES + nbytes:
+            os.truncate(self._fd, HEAD_BYTES + nbytes)
+        if self.nbytes < nbytes:
+            self._map()  # the old mapping lasts as long as views of it do
+
+    def keep_mapped(self) -> None:
+        """Have it stay where it is until this process ends, whatever becomes of this object."""
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.memory))
+
+    def __del__(self) -> None:
+        with suppress(OSError):
+            os.close(self._fd)
+
+
+_lock = threading.RLock()  # guards what is known; a collection may come while it is held
+_known: WeakValueDictionary[bytes, Region] = WeakValueDictionary()
+
+
+def _open(place: Place, what: str) -> int:
+    if place.boot != boot_id():
+        raise SharedDataGone(what, "it was made on another machine, or before this one was started")
+    for pid, fd in place.holders:
+        with suppress(OSError):
+            found = os.open(f"/proc/{pid}/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
+            if _is_it(found, place.ident):
+                return found
+            os.close(found)
+    pids = " and ".join(f"{pid}" for pid, _ in place.holders)
+    raise SharedDataGone(
+        what, f"none who had it, pid {pids}, has it any more: keep it there until it has arrived"
+    )
+
+
+def _is_it(fd: int, ident: bytes) -> bool:
+    """Whether a file is that region, of this user: what is in it may be unpickled later."""
+    found = os.fstat(fd)
+    is_ours = stat.S_ISREG(found.st_mode) and found.st_nlink == 0 and found.st_uid == os.geteuid()
+    return is_ours and os.pread(fd, len(MAGIC) + ID_BYTES, 0) == MAGIC + ident
+
+
+def regions_of(pid: int, kind: str) -> list[Region]:
+    """Return all regions of a kind that a process of this user has."""
+    found = []
+    with suppress(OSError):
+        for fd in os.listdir(f"/proc/{pid}/fd"):  # noqa: PTH208
+            with suppress(OSError, SharedDataGone):
+                if os.readlink(f"/proc/{pid}/fd/{fd}").startswith(  # noqa: PTH115
+                    f"/memfd:plait-{kind}"
+                ):
+                    ident = _ident_at(pid, int(fd))
+                    found.append(Region.at(Place(ident, boot_id(), ((pid, int(fd)),)), kind))
+    return found
+
+
+def _ident_at(pid: int, fd: int) -> bytes:
+    with open(f"/proc/{pid}/fd/{fd}", "rb") as file:  # noqa: PTH123
+        return file.read(len(MAGIC) + ID_BYTES)[len(MAGIC) :]
+
+
+@lru_cache
+def boot_id() -> str:
+    """Return what tells this machine, since it was started, from all others."""
+    with open("/proc/sys/kernel/random/boot_id") as file:  # noqa: PTH123
+        return file.read().strip()
+
+
+def _forget_after_fork() -> None:
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_after_fork)
