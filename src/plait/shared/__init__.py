@@ -7,5 +7,16 @@ that dies while it holds a lock frees it, and the next one is told; a deadlock i
 
 from plait.shared.deadlocks import Holdings, Row, who_holds
 from plait.shared.locks import Lock, RLock
+from plait.shared.queues import LifoQueue, PriorityQueue, Queue, ShutDown
 
-__all__ = ["Holdings", "Lock", "RLock", "Row", "who_holds"]
+__all__ = [
+    "Holdings",
+    "LifoQueue",
+    "Lock",
+    "PriorityQueue",
+    "Queue",
+    "RLock",
+    "Row",
+    "ShutDown",
+    "who_holds",
+]

@@ -135,9 +135,9 @@ def wait_word(address: int, value: int, seconds: float | None) -> bool:
     return done == 0 or ctypes.get_errno() != errno.ETIMEDOUT
 
 
-def wake_word(address: int, count: int = _EVERYBODY) -> None:
-    """Wake so many of those who wait for a word."""
-    _held.syscall(
+def wake_word(address: int, count: int = _EVERYBODY) -> int:
+    """Wake so many of those who wait for a word; return how many there were."""
+    woken: int = _held.syscall(
         _FUTEX[platform.machine()],
         ctypes.c_void_p(address),
         ctypes.c_int(_WAKE),
@@ -146,3 +146,4 @@ def wake_word(address: int, count: int = _EVERYBODY) -> None:
         None,
         ctypes.c_int(0),
     )
+    return woken

@@ -1,0 +1,557 @@
+"""Queues for threads and processes, whose items survive those who put and take them.
+
+A queue is a robust mutex and some words in a cell (arena.py), and a region of its own in which the
+pickled items lie (stores.py). Whoever puts or takes pickles outside the lock, and writes within it;
+what counts is the last, single write. Who has to wait sleeps on a word (``Bell``) and takes no CPU;
+once a second it looks by itself, for the one who was to wake it may have been killed.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from plait.errors import DeadlockError
+from plait.shared import libc
+from plait.shared.arena import STATE, Cell, cell_at, known, new_cell
+from plait.shared.identity import is_running, me
+from plait.shared.memory import HEAD_BYTES, Region
+from plait.shared.stores import AREAS_AT, Keeper, Record, Ring, Stack, Store, decode, encode
+
+__all__ = ["LifoQueue", "PriorityQueue", "Queue", "ShutDown"]
+
+if TYPE_CHECKING or not hasattr(queue, "ShutDown"):
+
+    class ShutDown(Exception):
+        """The queue has been shut down: ``queue.ShutDown``, where Python has it (3.13)."""
+
+else:
+    ShutDown = queue.ShutDown
+
+LOOK_S = 1.0
+"""Who waits looks by itself after so long: a wake-up may be lost with the one who was to give it."""
+LOCK_S = 0.1
+"""The C library waits for a mutex no longer, or Ctrl-C would wait, too."""
+TRIES = 20
+"""So often a mutex that is taken is tried before going to sleep: it is held for microseconds."""
+QUEUE = 20
+"""The kind of its cells."""
+LAYOUT, MAXSIZE, CLOSED, GETTERS, PUTTERS, JOINERS = range(STATE, STATE + 6)
+OPEN, DRAINING, DROPPED = 0, 1, 2
+EVERYBODY = 0x7FFF_FFFF
+
+
+class Bell:
+    """A word on which threads of any process sleep until another one rings.
+
+    Two halves: a number that changes with each ring, and whether anybody may be asleep; ringing for
+    nobody is to cost nothing. ``expect`` and ``ring`` are for who holds the queue's mutex.
+    """
+
+    def __init__(self, cell: Cell, word: int) -> None:
+        self._address = cell.address_of(word)
+        offset = cell.offset + libc.MUTEX_BYTES + 8 * word
+        self._halves = cell.arena.region.words(offset, 8, "I")
+
+    def expect(self) -> int:
+        """Say that somebody is about to sleep; returns what to wait with."""
+        self._halves[1] = 1
+        return self._halves[0]
+
+    def ring(self, count: int = 1) -> None:
+        """Wake so many of the sleepers."""
+        halves = self._halves
+        if halves[1]:
+            # Whoever has not yet gone to sleep will not, for the number is another one now.
+            halves[0] = (halves[0] + 1) & 0xFFFF_FFFF
+            if not libc.wake_word(self._address, count):
+                halves[1] = 0
+
+    def wait(self, number: int, seconds: float) -> bool:
+        """Sleep until it rings after ``expect`` returned that; False: the time is up."""
+        return libc.wait_word(self._address, number, seconds)
+
+
+class Ledger:
+    """How many items each process has taken that are not done, in the queue's region.
+
+    A process that has ended has nothing any more. The first line is everybody's: what more
+    processes have than there are lines for, and what was done before it was taken.
+    """
+
+    LINES = 256
+
+    def __init__(self, region: Region) -> None:
+        self._words = region.words(HEAD_BYTES, 16 * self.LINES, "q")
+        self._who, self._line = 0, 0
+
+    def note_taken(self, count: int) -> None:
+        """Say that this process has taken items."""
+        if self._who != me():
+            self._line = self._find_line()
+            self._who = me()
+        self._words[self._line + 1] += count
+
+    def note_done(self) -> None:
+        """Say that an item is done, by whomever it was taken."""
+        if self._who == me() and self._words[self._line + 1] > 0:
+            self._words[self._line + 1] -= 1
+            return
+        lines = range(2, 2 * self._used(), 2)
+        line = next((line for line in lines if self._words[line + 1] > 0), 0)
+        self._words[line + 1] -= 1
+
+    def unfinished(self) -> int:
+        """Return how many are not done."""
+        return sum(self._words[1 : 2 * self._used() : 2])
+
+    def settle(self) -> None:
+        """Have items of processes that have ended count as done."""
+        for line in range(2, 2 * self._used(), 2):
+            if self._words[line + 1] and not is_running(self._words[line]):
+                self._words[line + 1] = 0
+
+    def _used(self) -> int:
+        free = (n for n in range(1, self.LINES) if not self._words[2 * n])
+        return next(free, self.LINES)
+
+    def _find_line(self) -> int:
+        used = self._used()
+        if used == self.LINES:
+            self.settle()
+        for line in range(2, 2 * used, 2):
+            is_left = not self._words[line + 1] and not is_running(self._words[line])
+            if is_left or self._words[line] == me():
+                self._words[line] = me()
+                return line
+        if used == self.LINES:
+            return 0
+        self._words[2 * used] = me()
+        return 2 * used
+
+
+class Queue:
+    """A queue for threads and processes, as ``queue.Queue``, that can be sent to any of them.
+
+    Items are pickled (with cloudpickle, where pickle alone does not do). Those of one producer come
+    out in the order in which it put them. A process that is killed, at whatever moment, blocks
+    nobody: what it was about to put is in the queue or not, whole; what it had taken is gone with
+    it, and counts as done for ``join``, unless ``redeliver`` is set.
+
+    Args:
+        maxsize: how many items it may hold; ``put`` waits while there are so many. 0: any number.
+        name: what it is called in messages.
+        redeliver: keep each item until the process that took it has called ``task_done()``; if it
+            ends before, the item is given out again, before all others. So each item is worked on
+            at least once; twice, if its consumer dies after the work and before ``task_done()``.
+            ``task_done()`` is for the item that the calling thread took first of those it has not
+            done; for its process's, if it has none. After ``shutdown()`` getters wait for items
+            that other processes have not done, as they may come back. Deaths are noticed within a
+            second of a getter's waiting.
+
+    Raises:
+        SharedDataGone: when it arrives after all who had it have ended.
+
+    >>> queue = Queue()
+    >>> queue.put("a letter")
+    >>> queue.get()
+    'a letter'
+    >>> queue.shutdown()
+    >>> list(queue)
+    []
+    """
+
+    def __init__(self, maxsize: int = 0, *, name: str = "", redeliver: bool = False) -> None:
+        label = f"{type(self).__name__} {name!r}" if name else type(self).__name__
+        cell = new_cell(QUEUE, label)
+        cell.words[MAXSIZE] = max(0, maxsize)
+        region = Region.create(AREAS_AT - HEAD_BYTES, "queue")
+        self._set_up(cell, region, redeliver=redeliver)
+
+    def _set_up(self, cell: Cell, region: Region, *, redeliver: bool) -> None:
+        self._cell, self._region, self._redeliver = cell, region, redeliver
+        self._mutex, self._words = cell.mutex, cell.words
+        self.maxsize = self._words[MAXSIZE]
+        self._getters, self._putters = Bell(cell, GETTERS), Bell(cell, PUTTERS)
+        self._joiners = Bell(cell, JOINERS)
+        self._ledger = Ledger(region)
+        self._store: Store = self._new_store(region)
+        known[cell.arena.region.ident, cell.offset] = self
+
+    def _new_store(self, region: Region) -> Store:
+        self._keeper = Keeper(region, self._words, LAYOUT) if self._redeliver else None
+        return self._keeper or Ring(region, self._words, LAYOUT)
+
+    # --- As in queue ---------------------------------------------------------------------
+
+    def put(self, item: object, block: bool = True, timeout: float | None = None) -> None:  # noqa: FBT001, FBT002
+        """Put an item; while the queue is full, wait for room.
+
+        Args:
+            item: anything that can be pickled, by cloudpickle if need be.
+            block: whether to wait.
+            timeout: for how many seconds; None: for ever.
+
+        Raises:
+            queue.Full: there is no room (in time).
+            ShutDown: the queue has been shut down.
+            NotPicklable: the item cannot travel.
+        """
+        _check(block, timeout)
+        record = encode(item)
+        if not self._locked(self._add, record, item):
+            self._wait(self._putters, block, timeout, queue.Full, self._add, record, item)
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Any:  # noqa: FBT001, FBT002
+        """Take the next item out; while there is none, wait for one.
+
+        Raises:
+            queue.Empty: there is none (in time).
+            ShutDown: there is none, and there will be none, as the queue has been shut down.
+        """
+        _check(block, timeout)
+        record = self._locked(self._take)
+        if record is None:
+            record = self._wait(self._getters, block, timeout, queue.Empty, self._take)
+        return decode(record)
+
+    def put_nowait(self, item: object) -> None:
+        """Put an item if there is room for it. Raises as ``put(item, block=False)``."""
+        self.put(item, block=False)
+
+    def get_nowait(self) -> Any:
+        """Take the next item out if there is one. Raises as ``get(block=False)``."""
+        return self.get(block=False)
+
+    def qsize(self) -> int:
+        """Return how many items there are now.
+
+        >>> queue = LifoQueue()
+        >>> queue.put_many("abc")
+        >>> queue.qsize(), queue.get()
+        (3, 'c')
+        """
+        size: int = self._locked(self._size)
+        return size
+
+    def empty(self) -> bool:
+        """Return whether there is no item now."""
+        return self.qsize() == 0
+
+    def full(self) -> bool:
+        """Return whether there are as many items as there may be, now."""
+        return 0 < self.maxsize <= self.qsize()
+
+    def task_done(self) -> None:
+        """Say that an item that was taken is done. Raises ValueError where there is none."""
+        if not self._locked(self._finish):
+            raise ValueError("task_done() called too many times")
+
+    def join(self) -> None:
+        """Wait until each item that was put is done, or its consumer has ended.
+
+        With ``redeliver``, until each item is done; there has to be a consumer left.
+
+        >>> queue = Queue()
+        >>> queue.put(1)
+        >>> queue.get()
+        1
+        >>> queue.task_done()
+        >>> queue.join()
+        """
+        self._look()
+        self._wait(self._joiners, True, None, queue.Empty, self._is_done)
+
+    def shutdown(self, immediate: bool = False) -> None:  # noqa: FBT001, FBT002
+        """Have no more items put; who waits to put is told (ShutDown), here and everywhere.
+
+        Getters go on until the queue is empty, and are told then.
+
+        Args:
+            immediate: drop what is in the queue now.
+        """
+        self._locked(self._close, DROPPED if immediate else DRAINING)
+
+    # --- More than there -----------------------------------------------------------------
+
+    def put_many(self, items: Iterable[object]) -> None:
+        """Put items one after another, with one lock for as many as there is room for.
+
+        Raises:
+            ShutDown: the queue has been shut down: the first of the items may be in it.
+            NotPicklable: one of them cannot travel: none has been put.
+        """
+        waiting = [(encode(item), item) for item in items]
+        waiting.reverse()
+        while waiting:
+            self._wait(self._putters, True, None, queue.Full, self._add_many, waiting)
+
+    def get_many(
+        self,
+        most: int,
+        block: bool = True,  # noqa: FBT001, FBT002
+        timeout: float | None = None,
+    ) -> list[Any]:
+        """Take out what there is, up to so many items; while there is none, wait for one.
+
+        Raises as ``get``.
+
+        >>> queue = Queue()
+        >>> queue.put_many("abc")
+        >>> queue.get_many(2)
+        ['a', 'b']
+        """
+        if most < 1:
+            raise ValueError(f"most={most!r} must be 1 or more")
+        _check(block, timeout)
+        records: list[Record] | None = self._locked(self._take_many, most)
+        if records is None:
+            records = self._wait(
+                self._getters, block, timeout, queue.Empty, self._take_many, most
+            )
+        return [decode(record) for record in records]
+
+    def __iter__(self) -> Iterator[Any]:
+        """Take items out as they come, until the queue has been shut down and is empty."""
+        while True:
+            try:
+                item = self.get()
+            except ShutDown:
+                return
+            yield item
+
+    def __repr__(self) -> str:
+        state = ("", ", shut down", ", shut down")[self._words[CLOSED]]
+        return f"<plait.shared {self._cell.label}: {self.qsize()} items{state}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _arrive, (type(self), self._cell.place, self._region.place, self._redeliver)
+
+    # --- What is done under the lock; None or False: not now -------------------------------
+
+    def _add(self, record: Record, item: object) -> bool:
+        if self._words[CLOSED]:
+            raise ShutDown
+        store = self._store
+        if 0 < self.maxsize <= store.size():
+            return False
+        store.add(record, item)
+        self._getters.ring()
+        return True
+
+    def _add_many(self, waiting: list[tuple[Record, object]]) -> bool:
+        """Add as many as there is room for; they leave the list, which is read from its end."""
+        count = 0
+        while waiting and self._add(*waiting[-1]):
+            waiting.pop()
+            count += 1
+        return count > 0
+
+    def _take(self) -> Record | None:
+        keeper = self._keeper
+        if keeper is None:
+            record = self._store.take()
+            if record is not None:
+                self._ledger.note_taken(1)
+        else:
+            record = keeper.take_for(me(), threading.get_native_id())
+        if record is None:
+            if self._words[CLOSED] and not (keeper and keeper.takers() - {me()}):
+                raise ShutDown
+        elif self.maxsize:
+            self._putters.ring()
+        return record
+
+    def _take_many(self, most: int) -> list[Record] | None:
+        record = self._take()
+        if record is None:
+            return None
+        records = [record]
+        while len(records) < most and self._store.size():
+            record = self._take()
+            assert record is not None
+            records.append(record)
+        return records
+
+    def _size(self) -> int:
+        return self._store.size()
+
+    def _finish(self) -> bool:
+        if self._keeper:
+            if not self._keeper.finish(me(), threading.get_native_id()):
+                return False
+            if self._words[CLOSED]:  # getters may wait for what others have not done
+                self._getters.ring(EVERYBODY)
+        elif self._unfinished() <= 0:
+            return False
+        else:
+            self._ledger.note_done()
+        self._is_done()
+        return True
+
+    def _unfinished(self) -> int:
+        if self._keeper:
+            return self._keeper.unfinished()
+        return self._store.size() + self._ledger.unfinished()
+
+    def _is_done(self) -> bool:
+        if self._unfinished() > 0:
+            return False
+        self._joiners.ring(EVERYBODY)
+        return True
+
+    def _close(self, how: int) -> None:
+        self._words[CLOSED] = max(how, self._words[CLOSED])
+        if how == DROPPED:
+            self._store.clear()
+            self._joiners.ring(EVERYBODY)
+        self._getters.ring(EVERYBODY)
+        self._putters.ring(EVERYBODY)
+
+    # --- The lock, and waiting -------------------------------------------------------------
+
+    def _locked(self, step: Callable[..., Any], *args: Any) -> Any:
+        """Do a step with the mutex held."""
+        # Ctrl-C can come after each call, so the mutex is locked within the try, and unlocked by
+        # a function of C, before which Python does not look for signals. It does at the beginning
+        # of its own functions: a context manager would leave the mutex locked, now and then.
+        code = 0
+        try:
+            code = _try_lock(self._mutex)
+            if code:
+                code = self._lock_slowly(code)
+            if self._store.layout != self._words[LAYOUT] or not self._words[LAYOUT]:
+                self._store.attach()
+            return step(*args)
+        except KeyboardInterrupt:
+            if not code:
+                self._store.repair()
+            raise
+        finally:
+            if code != errno.EDEADLK:
+                _unlock(self._mutex)
+
+    def _lock_slowly(self, code: int) -> int:
+        for _ in range(TRIES):
+            if code != errno.EBUSY:
+                break
+            code = _try_lock(self._mutex)
+        while code in (errno.EBUSY, errno.ETIMEDOUT):
+            code = libc.lock_until(self._mutex, LOCK_S)
+        if code == errno.EOWNERDEAD:
+            self._store.attach()
+            self._store.repair()
+            if self._words[CLOSED] == DROPPED:
+                self._store.clear()
+            libc.consistent(self._mutex)
+        elif code:
+            raise OSError(code, os.strerror(code))
+        return 0
+
+    def _wait(
+        self,
+        bell: Bell,
+        block: bool,  # noqa: FBT001
+        timeout: float | None,
+        failure: type[Exception],
+        *step: Any,
+    ) -> Any:
+        """Do a step as soon as it can be done; before this raises in vain, it looks about."""
+        deadline = None if timeout is None else monotonic() + timeout
+        if not block:
+            self._look()
+        while True:
+            done, number = self._locked(self._try_to, bell, block, *step)
+            if done:
+                return done
+            left = LOOK_S if deadline is None else min(LOOK_S, deadline - monotonic())
+            if not block or left <= 0:
+                raise failure
+            if not bell.wait(number, left):
+                self._look()
+
+    def _try_to(
+        self,
+        bell: Bell,
+        waits: bool,  # noqa: FBT001
+        step: Callable[..., Any],
+        *args: Any,
+    ) -> tuple[Any, int]:
+        done = step(*args)
+        return (done, 0) if done or not waits else (None, bell.expect())
+
+    def _look(self) -> None:
+        """See who has ended: what it had is given out again, or counts as done."""
+        keeper = self._keeper
+        if keeper is None:
+            self._locked(self._ledger.settle)
+            return
+        dead = {who for who in self._locked(keeper.takers) if not is_running(who)}
+        if dead:
+            self._locked(self._give_again, keeper, dead)
+
+    def _give_again(self, keeper: Keeper, dead: set[int]) -> None:
+        keeper.give_again(dead)
+        self._getters.ring(EVERYBODY)
+
+
+class LifoQueue(Queue):
+    """A queue of which the last item comes first, as ``queue.LifoQueue``, also for processes.
+
+    >>> queue = LifoQueue()
+    >>> queue.put_many([1, 2, 3])
+    >>> queue.get()
+    3
+    """
+
+    def __init__(self, maxsize: int = 0, *, name: str = "") -> None:
+        super().__init__(maxsize, name=name)
+
+    def _new_store(self, region: Region) -> Store:
+        self._keeper = None
+        return Stack(region, self._words, LAYOUT)
+
+
+class PriorityQueue(LifoQueue):
+    """A queue of which the smallest item comes first, as ``queue.PriorityQueue``.
+
+    Those that are equal come in the order in which they were put. Items are compared by ``<`` while
+    they are put: the new one with as many as the logarithm of their number, each of which is
+    unpickled for it, under the queue's lock. So their class has to be importable, or travel by
+    value, where items are put, and ``<`` must not use the queue.
+
+    >>> queue = PriorityQueue()
+    >>> queue.put_many([(2, "code"), (1, "eat"), (3, "sleep")])
+    >>> queue.get()
+    (1, 'eat')
+    """
+
+    def _new_store(self, region: Region) -> Store:
+        self._keeper = None
+        return Stack(region, self._words, LAYOUT, is_sorted=True)
+
+
+def _check(block: bool, timeout: float | None) -> None:  # noqa: FBT001
+    if timeout is not None and block and timeout < 0:
+        raise ValueError("'timeout' must be a non-negative number")
+
+
+def _arrive(cls: type[Queue], place: Any, region_place: Any, redeliver: bool) -> Queue:  # noqa: FBT001
+    where, offset = place
+    found = known.get((where.ident, offset))
+    if found is None:
+        cell = cell_at(place, cls.__name__)
+        found = cls.__new__(cls)
+        region = Region.at(region_place, cls.__name__)
+        found._set_up(cell, region, redeliver=redeliver)  # noqa: SLF001
+    assert isinstance(found, cls)
+    return found
+
+
+if libc.is_supported:
+    _try_lock, _unlock = libc.try_lock, libc.unlock

@@ -1,0 +1,523 @@
+"""Where the items of a queue lie: pickled, in shared memory that grows.
+
+Used by queues.py only, which holds the queue's mutex around each call here. Everything that says
+what is in a queue lies in one *area* of its region, and each change of it becomes true with a
+single write of 64 bits: the last one of a method. So whoever is killed, wherever, leaves an item
+in the queue or out of it, and nothing else. When an area is full, another one is filled with what
+is still wanted, larger if need be; then one write (LAYOUT, in the queue's cell) says that it counts.
+The memory of the old one is given back to the system.
+
+    region: head | ledger (queues.py) | areas
+    area:   8 words | which items, in order | their bytes
+"""
+
+from __future__ import annotations
+
+import mmap
+import pickle
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, NamedTuple, Protocol
+
+from plait import wire
+from plait.shared.memory import HEAD_BYTES, Region
+
+__all__ = ["AREAS_AT", "Keeper", "Record", "Ring", "Stack", "Store", "decode", "encode"]
+
+AREAS_AT = 8192
+PAGE = 4096
+SMALLEST_BYTES = 64 * 1024
+KEPT_BYTES = 16 * 1024 * 1024
+"""A larger area is given back when the queue is empty."""
+HEAD_WORDS = 8
+
+Record = tuple[bytes, int]
+"""An item as it travels: bytes, and a kind: 0 a pickle, 1 a pickle of what wire.pack made."""
+PICKLED, PACKED = 0, 1
+
+
+def encode(item: object) -> Record:
+    """Pickle an item. Raises NotPicklable."""
+    # The fast path. What it cannot carry, or carries as a name of __main__, is for wire.py.
+    with suppress(Exception):
+        data = pickle.dumps(item, wire.PROTOCOL)
+        if b"__main__" not in data:
+            return data, PICKLED
+    return pickle.dumps(wire.pack(item, "item"), wire.PROTOCOL), PACKED
+
+
+def decode(record: Record) -> Any:
+    """Unpickle an item; may raise whatever its class raises."""
+    data, kind = record
+    item = pickle.loads(data)
+    return wire.load(item) if kind == PACKED else item
+
+
+class Store(Protocol):
+    """What a queue needs of the place where its items are."""
+
+    layout: int
+
+    def attach(self) -> None:
+        """See what another process has changed of the memory."""
+
+    def size(self) -> int:
+        """Return how many items can be taken."""
+
+    def add(self, record: Record, item: object) -> None:
+        """Add an item, given in both its forms."""
+
+    def take(self) -> Record | None:
+        """Take the next item out; None: there is none."""
+
+    def clear(self) -> None:
+        """Drop what can be taken."""
+
+    def repair(self) -> None:
+        """Set right what somebody who was killed or interrupted has not written any more."""
+
+
+class Area:
+    """A part of a region that can be exchanged for another, whole, by one write."""
+
+    def __init__(self, region: Region, cell_words: memoryview[int], layout_word: int) -> None:
+        self.region = region
+        self._cell_words, self._layout_word = cell_words, layout_word
+        self.layout = 0
+
+    @property
+    def is_there(self) -> bool:
+        """Whether there is one at all."""
+        return self._cell_words[self._layout_word] != 0
+
+    def attach(self) -> None:
+        """Map the area that counts now."""
+        layout = self._cell_words[self._layout_word]
+        self.at, self.nbytes = _unpacked(layout)
+        self.region.grow(self.at + self.nbytes - HEAD_BYTES)
+        self.words = self.region.words(self.at, self.nbytes)
+        self.memory = self.region.memory
+        self.layout = layout
+
+    def use(self, layout: int) -> None:
+        """Have another area count from now on, and give the old one back."""
+        self._cell_words[self._layout_word] = layout
+        if self.layout:
+            self.region.memory.madvise(mmap.MADV_REMOVE, self.at, self.nbytes)
+
+    def another(self, nbytes: int) -> tuple[int, Area]:
+        """Return a new area, all zero, beside the one that counts."""
+        at = AREAS_AT
+        if self.layout and self.at < AREAS_AT + nbytes:
+            at = self.at + self.nbytes
+        layout = (at // PAGE) << 32 | nbytes // PAGE
+        fresh = Area(self.region, memoryview(layout.to_bytes(8, sys.byteorder)).cast("Q"), 0)
+        fresh.attach()
+        # Who was killed on the way may have left something there.
+        fresh.memory.madvise(mmap.MADV_REMOVE, at, nbytes)
+        return layout, fresh
+
+
+def _unpacked(layout: int) -> tuple[int, int]:
+    return (layout >> 32) * PAGE, (layout & 0xFFFF_FFFF) * PAGE
+
+
+def _bytes_for(fits: Callable[[int], bool]) -> int:
+    nbytes = SMALLEST_BYTES
+    while not fits(nbytes):
+        nbytes *= 2
+    return nbytes
+
+
+# --- First in, first out -----------------------------------------------------------------
+
+FIRST, NEXT, TAIL = range(3)
+"""Numbers of items: the first one that is kept, the next one to take, the next one to come."""
+ENTRY_WORDS, ENTRY_SHARE = 4, 128
+"""An entry is four words, and there is one for so many bytes of an area."""
+POSITION, SIZE, TID, TAKER = range(4)
+DONE = (1 << 64) - 1
+MANY_DONE = 64 * 64
+
+
+class Entry(NamedTuple):
+    """An item on its way to another area."""
+
+    record: Record
+    tid: int = 0
+    taker: int = 0
+
+
+class Ring:
+    """Items in the order in which they came; what is taken is forgotten.
+
+    The entries are a ring, and so are the bytes; the bytes of one item are never torn apart.
+    """
+
+    _oldest_word = NEXT
+
+    def __init__(self, region: Region, cell_words: memoryview[int], layout_word: int) -> None:
+        self._area = Area(region, cell_words, layout_word)
+
+    @property
+    def layout(self) -> int:
+        """Which area it sees; 0: none yet."""
+        return self._area.layout
+
+    def attach(self) -> None:
+        """See what another process has changed of the memory; make the first area."""
+        if not self._area.is_there:
+            self._fill_another([], 0)
+        self._area.attach()
+        self._see()
+
+    def _see(self) -> None:
+        area = self._area
+        self.words, self.memory = area.words, area.memory
+        entries = area.nbytes // ENTRY_SHARE
+        self._mask = entries - 1
+        head_bytes = 8 * (HEAD_WORDS + ENTRY_WORDS * entries)
+        self._data_at = area.at + head_bytes
+        self._room = area.nbytes - head_bytes
+
+    def size(self) -> int:
+        """Return how many items can be taken."""
+        return self.words[TAIL] - self.words[NEXT]
+
+    def add(self, record: Record, item: object = None) -> None:
+        """Add an item at the end."""
+        data, kind = record
+        words = self.words
+        tail, nbytes = words[TAIL], len(data)
+        position = self._place_for(nbytes + 1)  # one more: an item without bytes has a place, too
+        if position < 0:
+            self._make_room(nbytes + 1)
+            self.add(record)
+            return
+        start = self._data_at + position
+        self.memory[start : start + nbytes] = data
+        entry = HEAD_WORDS + ENTRY_WORDS * (tail & self._mask)
+        words[entry] = position
+        words[entry + SIZE] = nbytes << 1 | kind
+        words[entry + TAKER] = 0
+        words[TAIL] = tail + 1
+
+    def _place_for(self, nbytes: int) -> int:
+        """Return where so many bytes have room; -1: nowhere."""
+        words, mask = self.words, self._mask
+        tail, oldest = words[TAIL], words[self._oldest_word]
+        if tail == oldest:
+            return 0 if nbytes <= self._room else -1
+        if tail - oldest > mask:
+            return -1
+        last = HEAD_WORDS + ENTRY_WORDS * ((tail - 1) & mask)
+        end = words[last] + (words[last + SIZE] >> 1) + 1
+        start = words[HEAD_WORDS + ENTRY_WORDS * (oldest & mask)]
+        if end > start:
+            if end + nbytes <= self._room:
+                return end
+            return 0 if nbytes <= start else -1
+        return end if end + nbytes <= start else -1
+
+    def take(self) -> Record | None:
+        """Take the oldest item out."""
+        words = self.words
+        number = words[NEXT]
+        if number == words[TAIL]:
+            return None
+        record = self._read(number)
+        words[NEXT] = number + 1
+        if self._area.nbytes > KEPT_BYTES and number + 1 == words[TAIL]:
+            self._make_room(0)
+        return record
+
+    def _read(self, number: int) -> Record:
+        entry = HEAD_WORDS + ENTRY_WORDS * (number & self._mask)
+        start, size = self._data_at + self.words[entry], self.words[entry + SIZE]
+        return self.memory[start : start + (size >> 1)], size & 1
+
+    def clear(self) -> None:
+        """Drop what can be taken."""
+        self.words[NEXT] = self.words[TAIL]
+
+    def repair(self) -> None:
+        """Do nothing: there is nothing that is not whole."""
+
+    # --- Another area --------------------------------------------------------------------
+
+    def _make_room(self, nbytes: int) -> None:
+        """Move to an area that has room for what is kept, and for so many bytes more."""
+        numbers = range(self.words[NEXT], self.words[TAIL])
+        self._fill_another([Entry(self._read(number)) for number in numbers], nbytes)
+
+    def _fill_another(self, entries: list[Entry], nbytes: int) -> None:
+        """Move there what is given: what is taken first."""
+        needed = nbytes + 2 * sum(len(entry.record[0]) + 1 for entry in entries)
+        room = _bytes_for(
+            lambda size: 2 * len(entries) < size // ENTRY_SHARE and needed <= size // 2
+        )
+        layout, area = self._area.another(room)
+        other = type(self).__new__(type(self))
+        other._area = area
+        other._see()
+        for number, (record, tid, taker) in enumerate(entries):
+            other.add(record)
+            entry = HEAD_WORDS + ENTRY_WORDS * number
+            other.words[entry + TID], other.words[entry + TAKER] = tid, taker
+        other.words[NEXT] = sum(entry.taker != 0 for entry in entries)
+        self._area.use(layout)
+        self._area.attach()
+        self._see()
+
+
+class Keeper(Ring):
+    """A ring that keeps what is taken until it is done, and knows by whom it is taken.
+
+    FIRST <= NEXT <= TAIL: what is taken, or done, is before NEXT, the rest behind it.
+    """
+
+    _oldest_word = FIRST
+
+    def take_for(self, who: int, tid: int) -> Record | None:
+        """Give the oldest item that is not taken to a thread of a process."""
+        words = self.words
+        number = words[NEXT]
+        if number == words[TAIL]:
+            return None
+        record = self._read(number)
+        entry = HEAD_WORDS + ENTRY_WORDS * (number & self._mask)
+        words[entry + TID] = tid
+        words[entry + TAKER] = who
+        words[NEXT] = number + 1
+        return record
+
+    def finish(self, who: int, tid: int) -> bool:
+        """Forget what a thread took first, or else its process; False: they have nothing."""
+        words = self.words
+        mine, found, done = -1, -1, 0
+        for number in range(words[FIRST], words[NEXT]):
+            entry = HEAD_WORDS + ENTRY_WORDS * (number & self._mask)
+            taker = words[entry + TAKER]
+            done += taker == DONE
+            if taker == who:
+                if words[entry + TID] == tid:
+                    found = entry
+                    break
+                if mine < 0:
+                    mine = entry
+        found = mine if found < 0 else found
+        if found < 0:
+            return False
+        words[found + TAKER] = DONE
+        self._forget()
+        # Each of these is looked at each time, until they are left behind, which takes as long as
+        # there are items.
+        if done * done > MANY_DONE + self.size():
+            self._make_room(0)
+        return True
+
+    def _forget(self) -> None:
+        words = self.words
+        first = words[FIRST]
+        while first < words[NEXT]:
+            if words[HEAD_WORDS + ENTRY_WORDS * (first & self._mask) + TAKER] != DONE:
+                break
+            first += 1
+        words[FIRST] = first
+        if first == words[TAIL] and self._area.nbytes > KEPT_BYTES:
+            self._make_room(0)
+
+    def unfinished(self) -> int:
+        """Return how many items are not done; what is counted is what there is to wait for."""
+        return self.size() + len([None for taker in self._takers() if taker != DONE])
+
+    def takers(self) -> set[int]:
+        """Return the processes that have items which are not done."""
+        return {*self._takers()} - {DONE}
+
+    def _takers(self) -> list[int]:
+        words, mask = self.words, self._mask
+        return [
+            words[HEAD_WORDS + ENTRY_WORDS * (number & mask) + TAKER]
+            for number in range(words[FIRST], words[NEXT])
+        ]
+
+    def give_again(self, dead: set[int]) -> None:
+        """Have what these have taken be the next to be taken by others."""
+        entries = self._entries()
+        taken = [entry for entry in entries if entry.taker and entry.taker not in dead]
+        again = [Entry(entry.record) for entry in entries if entry.taker in dead]
+        self._fill_another([*taken, *again, *(e for e in entries if not e.taker)], 0)
+
+    def clear(self) -> None:
+        """Drop what can be taken."""
+        self._fill_another([entry for entry in self._entries() if entry.taker], 0)
+
+    def repair(self) -> None:
+        """Find NEXT again: an item is taken when its entry says so."""
+        words = self.words
+        while words[NEXT] < words[TAIL]:
+            if not words[HEAD_WORDS + ENTRY_WORDS * (words[NEXT] & self._mask) + TAKER]:
+                break
+            words[NEXT] += 1
+
+    def _make_room(self, nbytes: int) -> None:
+        self._fill_another(self._entries(), nbytes)
+
+    def _entries(self) -> list[Entry]:
+        """Return all that is not done."""
+        found = []
+        for number in range(self.words[FIRST], self.words[TAIL]):
+            entry = HEAD_WORDS + ENTRY_WORDS * (number & self._mask)
+            tid, taker = self.words[entry + TID], self.words[entry + TAKER]
+            if taker != DONE:
+                found.append(Entry(self._read(number), tid, taker))
+        return found
+
+
+# --- Last in, first out; smallest first ----------------------------------------------------
+
+ORDER, END = range(2)
+"""How many items there are, twice, plus which of two lists counts; the end of their bytes."""
+PLACE_SHARE = 64
+"""A list has a word for so many bytes of an area."""
+
+
+class Stack:
+    """Items of which the last one is taken; a new one goes to the end, or where it belongs.
+
+    The order is a list of places. To put one in between, the other of two lists is written, and
+    one write says that it counts: that takes time in proportion to the number of items, but very
+    little (8 bytes of each are copied).
+
+    Args:
+        is_sorted: have the smallest item last. Items are unpickled to be compared, as many as the
+            logarithm of their number.
+    """
+
+    def __init__(
+        self,
+        region: Region,
+        cell_words: memoryview[int],
+        layout_word: int,
+        *,
+        is_sorted: bool = False,
+    ) -> None:
+        self._area = Area(region, cell_words, layout_word)
+        self._is_sorted = is_sorted
+
+    @property
+    def layout(self) -> int:
+        """Which area it sees; 0: none yet."""
+        return self._area.layout
+
+    def attach(self) -> None:
+        """See what another process has changed of the memory; make the first area."""
+        if not self._area.is_there:
+            self._fill_another([], 0)
+        self._area.attach()
+        self._see()
+
+    def _see(self) -> None:
+        self.words, self.memory = self._area.words, self._area.memory
+        self._most = self._area.nbytes // PLACE_SHARE
+        self._data_at = 8 * (HEAD_WORDS + 2 * self._most)
+        self._room = self._area.nbytes - self._data_at
+
+    def size(self) -> int:
+        """Return how many items can be taken."""
+        return self.words[ORDER] >> 1
+
+    def _list_at(self, which: int) -> int:
+        return HEAD_WORDS + which * self._most
+
+    def add(self, record: Record, item: object = None) -> None:
+        """Add an item at its place."""
+        count, which = self.size(), self.words[ORDER] & 1
+        index = self._index_for(item, count, which) if self._is_sorted else count
+        nbytes = 8 + (len(record[0]) + 7) // 8 * 8
+        if count == self._most or self.words[END] + nbytes > self._room:
+            self._fill_another([self._read(number) for number in range(count)], nbytes)
+            which = 0
+        self._insert(self._write(record, nbytes), index, count, which)
+
+    def _insert(self, place: int, index: int, count: int, which: int) -> None:
+        words, at = self.words, self._list_at(which)
+        if index < count:
+            which = 1 - which
+            to = self._list_at(which)
+            words[to : to + index] = words[at : at + index]
+            words[to + index + 1 : to + count + 1] = words[at + index : at + count]
+            at = to
+        words[at + index] = place
+        words[ORDER] = (count + 1) << 1 | which
+
+    def _write(self, record: Record, nbytes: int) -> int:
+        data, kind = record
+        place = self.words[END]
+        start = self._data_at + place
+        self.words[start // 8] = len(data) << 1 | kind
+        start += self._area.at + 8
+        self.memory[start : start + len(data)] = data
+        self.words[END] = place + nbytes
+        return place
+
+    def _index_for(self, item: Any, count: int, which: int) -> int:
+        """Return how many items are larger: what is equal is taken in the order of coming."""
+        low, high = 0, count
+        while low < high:
+            middle = (low + high) // 2
+            if item < decode(self._read(middle)):
+                low = middle + 1
+            else:
+                high = middle
+        return low
+
+    def take(self) -> Record | None:
+        """Take the last item out."""
+        words = self.words
+        order = words[ORDER]
+        count = order >> 1
+        if not count:
+            return None
+        place = words[self._list_at(order & 1) + count - 1]
+        record = self._read(count - 1)
+        words[ORDER] = order - 2
+        if count == 1:
+            words[END] = 0
+            if self._area.nbytes > KEPT_BYTES:
+                self._fill_another([], 0)
+        elif place + 8 + (len(record[0]) + 7) // 8 * 8 == words[END]:
+            words[END] = place
+        return record
+
+    def _read(self, number: int) -> Record:
+        place = self.words[self._list_at(self.words[ORDER] & 1) + number]
+        start = self._data_at + place
+        size = self.words[start // 8]
+        start += self._area.at + 8
+        return self.memory[start : start + (size >> 1)], size & 1
+
+    def clear(self) -> None:
+        """Drop what can be taken."""
+        self.words[ORDER] &= 1
+
+    def repair(self) -> None:
+        """Do nothing: there is nothing that is not whole."""
+
+    def _fill_another(self, records: list[Record], nbytes: int) -> None:
+        """Move to an area that has room for these, and for so many bytes more."""
+        needed = nbytes + 2 * sum(len(data) + 16 for data, _ in records)
+        room = _bytes_for(
+            lambda size: 2 * len(records) < size // PLACE_SHARE and needed <= size // 2
+        )
+        layout, area = self._area.another(room)
+        other = type(self).__new__(type(self))
+        other._area, other._is_sorted = area, False
+        other._see()
+        for record in records:
+            other.add(record)
+        self._area.use(layout)
+        self._area.attach()
+        self._see()
