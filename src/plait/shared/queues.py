@@ -41,7 +41,9 @@ TRIES = 20
 """So often a mutex that is taken is tried before going to sleep: it is held for microseconds."""
 QUEUE = 20
 """The kind of its cells."""
-LAYOUT, MAXSIZE, CLOSED, GETTERS, PUTTERS, JOINERS = range(STATE, STATE + 6)
+LAYOUT, MAXSIZE, CLOSED = range(STATE, STATE + 3)
+GETTERS, PUTTERS, JOINERS = range(STATE + 3, STATE + 9, 2)
+RINGS, EXPECTED, AWAKE = range(3)
 OPEN, DRAINING, DROPPED = 0, 1, 2
 EVERYBODY = 0x7FFF_FFFF
 
@@ -49,28 +51,40 @@ EVERYBODY = 0x7FFF_FFFF
 class Bell:
     """A word on which threads of any process sleep until another one rings.
 
-    Two halves: a number that changes with each ring, and whether anybody may be asleep; ringing for
-    nobody is to cost nothing. ``expect`` and ``ring`` are for who holds the queue's mutex.
+    To ring for nobody is to cost nothing, so who is about to sleep is counted, and so are those
+    among them who are known to have woken: all, when a ring wakes nobody. A killed sleeper is one
+    that no ring finds.
+
+    To be woken while the mutex is held would mean to go back to sleep on that, and often on the
+    CPU of who holds it; so ``Queue._ring`` wakes after it is unlocked.
     """
 
     def __init__(self, cell: Cell, word: int) -> None:
         self._address = cell.address_of(word)
         offset = cell.offset + libc.MUTEX_BYTES + 8 * word
-        self._halves = cell.arena.region.words(offset, 8, "I")
+        self._halves = cell.arena.region.words(offset, 16, "I")
 
     def expect(self) -> int:
-        """Say that somebody is about to sleep; returns what to wait with."""
-        self._halves[1] = 1
-        return self._halves[0]
-
-    def ring(self, count: int = 1) -> None:
-        """Wake so many of the sleepers."""
+        """Say, with the mutex held, that somebody is about to sleep; returns what to wait with."""
         halves = self._halves
-        if halves[1]:
-            # Whoever has not yet gone to sleep will not, for the number is another one now.
-            halves[0] = (halves[0] + 1) & 0xFFFF_FFFF
-            if not libc.wake_word(self._address, count):
-                halves[1] = 0
+        halves[EXPECTED] = (halves[EXPECTED] + 1) & 0xFFFF_FFFF
+        return halves[RINGS]
+
+    def is_awaited(self) -> bool:
+        """Whether anybody may be asleep."""
+        halves = self._halves
+        return halves[EXPECTED] != halves[AWAKE]
+
+    def begin(self) -> int:
+        """Begin to ring, with the mutex held: who is not yet asleep will not go to sleep."""
+        halves = self._halves
+        halves[RINGS] = (halves[RINGS] + 1) & 0xFFFF_FFFF
+        return halves[EXPECTED]
+
+    def finish(self, expected: int, count: int) -> None:
+        """Wake so many of the sleepers that were expected when the ringing began."""
+        if not libc.wake_word(self._address, count):
+            self._halves[AWAKE] = expected
 
     def wait(self, number: int, seconds: float) -> bool:
         """Sleep until it rings after ``expect`` returned that; False: the time is up."""
@@ -206,6 +220,8 @@ class Queue:
         record = encode(item)
         if not self._locked(self._add, record, item):
             self._wait(self._putters, block, timeout, queue.Full, self._add, record, item)
+        if self._getters.is_awaited():
+            self._ring(self._getters)
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:  # noqa: FBT001, FBT002
         """Take the next item out; while there is none, wait for one.
@@ -218,6 +234,8 @@ class Queue:
         record = self._locked(self._take)
         if record is None:
             record = self._wait(self._getters, block, timeout, queue.Empty, self._take)
+        if self._putters.is_awaited():
+            self._ring(self._putters)
         return decode(record)
 
     def put_nowait(self, item: object) -> None:
@@ -251,6 +269,10 @@ class Queue:
         """Say that an item that was taken is done. Raises ValueError where there is none."""
         if not self._locked(self._finish):
             raise ValueError("task_done() called too many times")
+        if self._joiners.is_awaited() and self._locked(self._is_done):
+            self._ring(self._joiners, EVERYBODY)
+        if self._keeper and self._words[CLOSED] and self._getters.is_awaited():
+            self._ring(self._getters, EVERYBODY)  # they wait for what others have not done
 
     def join(self) -> None:
         """Wait until each item that was put is done, or its consumer has ended.
@@ -276,6 +298,8 @@ class Queue:
             immediate: drop what is in the queue now.
         """
         self._locked(self._close, DROPPED if immediate else DRAINING)
+        for bell in (self._getters, self._putters, self._joiners):
+            self._ring(bell, EVERYBODY)
 
     # --- More than there -----------------------------------------------------------------
 
@@ -290,6 +314,8 @@ class Queue:
         waiting.reverse()
         while waiting:
             self._wait(self._putters, True, None, queue.Full, self._add_many, waiting)
+            if self._getters.is_awaited():
+                self._ring(self._getters, EVERYBODY)
 
     def get_many(
         self,
@@ -314,6 +340,8 @@ class Queue:
             records = self._wait(
                 self._getters, block, timeout, queue.Empty, self._take_many, most
             )
+        if self._putters.is_awaited():
+            self._ring(self._putters, len(records))
         return [decode(record) for record in records]
 
     def __iter__(self) -> Iterator[Any]:
@@ -341,7 +369,6 @@ class Queue:
         if 0 < self.maxsize <= store.size():
             return False
         store.add(record, item)
-        self._getters.ring()
         return True
 
     def _add_many(self, waiting: list[tuple[Record, object]]) -> bool:
@@ -363,8 +390,6 @@ class Queue:
         if record is None:
             if self._words[CLOSED] and not (keeper and keeper.takers() - {me()}):
                 raise ShutDown
-        elif self.maxsize:
-            self._putters.ring()
         return record
 
     def _take_many(self, most: int) -> list[Record] | None:
@@ -383,15 +408,10 @@ class Queue:
 
     def _finish(self) -> bool:
         if self._keeper:
-            if not self._keeper.finish(me(), threading.get_native_id()):
-                return False
-            if self._words[CLOSED]:  # getters may wait for what others have not done
-                self._getters.ring(EVERYBODY)
-        elif self._unfinished() <= 0:
+            return self._keeper.finish(me(), threading.get_native_id())
+        if self._unfinished() <= 0:
             return False
-        else:
-            self._ledger.note_done()
-        self._is_done()
+        self._ledger.note_done()
         return True
 
     def _unfinished(self) -> int:
@@ -400,18 +420,12 @@ class Queue:
         return self._store.size() + self._ledger.unfinished()
 
     def _is_done(self) -> bool:
-        if self._unfinished() > 0:
-            return False
-        self._joiners.ring(EVERYBODY)
-        return True
+        return self._unfinished() <= 0
 
     def _close(self, how: int) -> None:
         self._words[CLOSED] = max(how, self._words[CLOSED])
         if how == DROPPED:
             self._store.clear()
-            self._joiners.ring(EVERYBODY)
-        self._getters.ring(EVERYBODY)
-        self._putters.ring(EVERYBODY)
 
     # --- The lock, and waiting -------------------------------------------------------------
 
@@ -425,7 +439,7 @@ class Queue:
             code = _try_lock(self._mutex)
             if code:
                 code = self._lock_slowly(code)
-            if self._store.layout != self._words[LAYOUT] or not self._words[LAYOUT]:
+            if self._store.layout != self._words[LAYOUT]:
                 self._store.attach()
             return step(*args)
         except KeyboardInterrupt:
@@ -493,11 +507,13 @@ class Queue:
             return
         dead = {who for who in self._locked(keeper.takers) if not is_running(who)}
         if dead:
-            self._locked(self._give_again, keeper, dead)
+            self._locked(keeper.give_again, dead)
+            self._ring(self._getters, EVERYBODY)
 
-    def _give_again(self, keeper: Keeper, dead: set[int]) -> None:
-        keeper.give_again(dead)
-        self._getters.ring(EVERYBODY)
+    def _ring(self, bell: Bell, count: int = 1) -> None:
+        """Wake so many of those who wait for something to change, after it has."""
+        expected = self._locked(bell.begin)
+        bell.finish(expected, count)
 
 
 class LifoQueue(Queue):

@@ -17,7 +17,6 @@ import mmap
 import pickle
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
 
 from plait import wire
@@ -35,15 +34,18 @@ HEAD_WORDS = 8
 Record = tuple[bytes, int]
 """An item as it travels: bytes, and a kind: 0 a pickle, 1 a pickle of what wire.pack made."""
 PICKLED, PACKED = 0, 1
+_dumps = pickle.dumps
 
 
 def encode(item: object) -> Record:
     """Pickle an item. Raises NotPicklable."""
     # The fast path. What it cannot carry, or carries as a name of __main__, is for wire.py.
-    with suppress(Exception):
-        data = pickle.dumps(item, wire.PROTOCOL)
-        if b"__main__" not in data:
-            return data, PICKLED
+    try:
+        data = _dumps(item, 5)
+    except Exception:  # noqa: BLE001  whatever pickle raises, cloudpickle may do better
+        data = b"__main__"
+    if b"__main__" not in data:
+        return data, PICKLED
     return pickle.dumps(wire.pack(item, "item"), wire.PROTOCOL), PACKED
 
 
@@ -84,7 +86,7 @@ class Area:
     def __init__(self, region: Region, cell_words: memoryview[int], layout_word: int) -> None:
         self.region = region
         self._cell_words, self._layout_word = cell_words, layout_word
-        self.layout = 0
+        self.layout = -1
 
     @property
     def is_there(self) -> bool:
@@ -103,15 +105,15 @@ class Area:
     def use(self, layout: int) -> None:
         """Have another area count from now on, and give the old one back."""
         self._cell_words[self._layout_word] = layout
-        if self.layout:
+        if self.layout >= 0:
             self.region.memory.madvise(mmap.MADV_REMOVE, self.at, self.nbytes)
 
     def another(self, nbytes: int) -> tuple[int, Area]:
         """Return a new area, all zero, beside the one that counts."""
         at = AREAS_AT
-        if self.layout and self.at < AREAS_AT + nbytes:
+        if self.is_there and self.at < AREAS_AT + nbytes:
             at = self.at + self.nbytes
-        layout = (at // PAGE) << 32 | nbytes // PAGE
+        layout = _packed(max(0, self.layout) >> 38, at, nbytes)
         fresh = Area(self.region, memoryview(layout.to_bytes(8, sys.byteorder)).cast("Q"), 0)
         fresh.attach()
         # Who was killed on the way may have left something there.
@@ -119,8 +121,13 @@ class Area:
         return layout, fresh
 
 
+def _packed(last: int, at: int, nbytes: int) -> int:
+    """Make one number of where an area is, its size, and a count: no two after another are equal."""
+    return ((last + 1) & 0x3FF_FFFF) << 38 | (at // PAGE) << 6 | nbytes.bit_length() - 1
+
+
 def _unpacked(layout: int) -> tuple[int, int]:
-    return (layout >> 32) * PAGE, (layout & 0xFFFF_FFFF) * PAGE
+    return (layout >> 6 & 0xFFFF_FFFF) * PAGE, 1 << (layout & 63)
 
 
 def _bytes_for(fits: Callable[[int], bool]) -> int:
@@ -159,11 +166,7 @@ class Ring:
 
     def __init__(self, region: Region, cell_words: memoryview[int], layout_word: int) -> None:
         self._area = Area(region, cell_words, layout_word)
-
-    @property
-    def layout(self) -> int:
-        """Which area it sees; 0: none yet."""
-        return self._area.layout
+        self.layout = -1
 
     def attach(self) -> None:
         """See what another process has changed of the memory; make the first area."""
@@ -174,7 +177,9 @@ class Ring:
 
     def _see(self) -> None:
         area = self._area
+        self.layout = area.layout
         self.words, self.memory = area.words, area.memory
+        self._tail = -1
         entries = area.nbytes // ENTRY_SHARE
         self._mask = entries - 1
         head_bytes = 8 * (HEAD_WORDS + ENTRY_WORDS * entries)
@@ -188,37 +193,41 @@ class Ring:
     def add(self, record: Record, item: object = None) -> None:
         """Add an item at the end."""
         data, kind = record
-        words = self.words
-        tail, nbytes = words[TAIL], len(data)
-        position = self._place_for(nbytes + 1)  # one more: an item without bytes has a place, too
-        if position < 0:
-            self._make_room(nbytes + 1)
-            self.add(record)
-            return
+        words, nbytes = self.words, len(data)
+        tail = words[TAIL]
+        # What was found free the last time still is, but for what we put there ourselves.
+        if tail != self._tail or self._free + nbytes >= self._limit or tail >= self._last:
+            if not self._find_room(tail, nbytes):
+                self._make_room(nbytes + 1)
+                self.add(record)
+                return
+        position = self._free
         start = self._data_at + position
         self.memory[start : start + nbytes] = data
         entry = HEAD_WORDS + ENTRY_WORDS * (tail & self._mask)
         words[entry] = position
         words[entry + SIZE] = nbytes << 1 | kind
         words[entry + TAKER] = 0
-        words[TAIL] = tail + 1
+        words[TAIL] = self._tail = tail + 1
+        self._free = position + nbytes + 1  # one more: an item without bytes has a place, too
 
-    def _place_for(self, nbytes: int) -> int:
-        """Return where so many bytes have room; -1: nowhere."""
+    def _find_room(self, tail: int, nbytes: int) -> bool:
+        """Find out what is free, for entries and for bytes; False: not enough."""
         words, mask = self.words, self._mask
-        tail, oldest = words[TAIL], words[self._oldest_word]
+        oldest = words[self._oldest_word]
         if tail == oldest:
-            return 0 if nbytes <= self._room else -1
-        if tail - oldest > mask:
-            return -1
-        last = HEAD_WORDS + ENTRY_WORDS * ((tail - 1) & mask)
-        end = words[last] + (words[last + SIZE] >> 1) + 1
-        start = words[HEAD_WORDS + ENTRY_WORDS * (oldest & mask)]
-        if end > start:
-            if end + nbytes <= self._room:
-                return end
-            return 0 if nbytes <= start else -1
-        return end if end + nbytes <= start else -1
+            self._free, self._limit = 0, self._room
+        else:
+            last = HEAD_WORDS + ENTRY_WORDS * ((tail - 1) & mask)
+            self._free = words[last] + (words[last + SIZE] >> 1) + 1
+            self._limit = words[HEAD_WORDS + ENTRY_WORDS * (oldest & mask)]
+            if self._free > self._limit:
+                if self._free + nbytes < self._room:
+                    self._limit = self._room
+                else:
+                    self._free = 0
+        self._last = oldest + mask + 1
+        return tail < self._last and self._free + nbytes < self._limit
 
     def take(self) -> Record | None:
         """Take the oldest item out."""
@@ -406,11 +415,7 @@ class Stack:
     ) -> None:
         self._area = Area(region, cell_words, layout_word)
         self._is_sorted = is_sorted
-
-    @property
-    def layout(self) -> int:
-        """Which area it sees; 0: none yet."""
-        return self._area.layout
+        self.layout = -1
 
     def attach(self) -> None:
         """See what another process has changed of the memory; make the first area."""
@@ -420,6 +425,7 @@ class Stack:
         self._see()
 
     def _see(self) -> None:
+        self.layout = self._area.layout
         self.words, self.memory = self._area.words, self._area.memory
         self._most = self._area.nbytes // PLACE_SHARE
         self._data_at = 8 * (HEAD_WORDS + 2 * self._most)
