@@ -8,18 +8,19 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 
-__all__ = ["is_running", "me"]
+__all__ = ["is_running", "me", "own"]
 
 _PID_BITS = 22
 """The kernel has no larger process numbers (PID_MAX_LIMIT)."""
-_own: list[int] = []
+own = [0]
+"""Who this process is, once it has been asked for; 0 before, and in a fresh fork."""
 
 
 def me() -> int:
     """Return who this process is; never 0."""
-    if not _own:
-        _own.append(_who(os.getpid()))
-    return _own[0]
+    if not own[0]:
+        own[0] = _who(os.getpid())
+    return own[0]
 
 
 def is_running(who: int) -> bool:
@@ -37,4 +38,4 @@ def _who(pid: int) -> int:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_own.clear)
+    os.register_at_fork(after_in_child=lambda: own.__setitem__(0, 0))

@@ -11,7 +11,6 @@ from __future__ import annotations
 import errno
 import os
 import queue
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -21,7 +20,18 @@ from plait.shared import libc
 from plait.shared.arena import STATE, Cell, cell_at, known, new_cell
 from plait.shared.identity import is_running, me
 from plait.shared.memory import HEAD_BYTES, Region
-from plait.shared.stores import AREAS_AT, Keeper, Record, Ring, Stack, Store, decode, encode
+from plait.shared.stores import (
+    AREAS_AT,
+    Area,
+    Keeper,
+    Ledger,
+    Record,
+    Ring,
+    Stack,
+    Store,
+    decode,
+    encode,
+)
 
 __all__ = ["LifoQueue", "PriorityQueue", "Queue", "ShutDown"]
 
@@ -91,64 +101,6 @@ class Bell:
         return libc.wait_word(self._address, number, seconds)
 
 
-class Ledger:
-    """How many items each process has taken that are not done, in the queue's region.
-
-    A process that has ended has nothing any more. The first line is everybody's: what more
-    processes have than there are lines for, and what was done before it was taken.
-    """
-
-    LINES = 256
-
-    def __init__(self, region: Region) -> None:
-        self._words = region.words(HEAD_BYTES, 16 * self.LINES, "q")
-        self._who, self._line = 0, 0
-
-    def note_taken(self, count: int) -> None:
-        """Say that this process has taken items."""
-        if self._who != me():
-            self._line = self._find_line()
-            self._who = me()
-        self._words[self._line + 1] += count
-
-    def note_done(self) -> None:
-        """Say that an item is done, by whomever it was taken."""
-        if self._who == me() and self._words[self._line + 1] > 0:
-            self._words[self._line + 1] -= 1
-            return
-        lines = range(2, 2 * self._used(), 2)
-        line = next((line for line in lines if self._words[line + 1] > 0), 0)
-        self._words[line + 1] -= 1
-
-    def unfinished(self) -> int:
-        """Return how many are not done."""
-        return sum(self._words[1 : 2 * self._used() : 2])
-
-    def settle(self) -> None:
-        """Have items of processes that have ended count as done."""
-        for line in range(2, 2 * self._used(), 2):
-            if self._words[line + 1] and not is_running(self._words[line]):
-                self._words[line + 1] = 0
-
-    def _used(self) -> int:
-        free = (n for n in range(1, self.LINES) if not self._words[2 * n])
-        return next(free, self.LINES)
-
-    def _find_line(self) -> int:
-        used = self._used()
-        if used == self.LINES:
-            self.settle()
-        for line in range(2, 2 * used, 2):
-            is_left = not self._words[line + 1] and not is_running(self._words[line])
-            if is_left or self._words[line] == me():
-                self._words[line] = me()
-                return line
-        if used == self.LINES:
-            return 0
-        self._words[2 * used] = me()
-        return 2 * used
-
-
 class Queue:
     """A queue for threads and processes, as ``queue.Queue``, that can be sent to any of them.
 
@@ -194,12 +146,14 @@ class Queue:
         self._getters, self._putters = Bell(cell, GETTERS), Bell(cell, PUTTERS)
         self._joiners = Bell(cell, JOINERS)
         self._ledger = Ledger(region)
-        self._store: Store = self._new_store(region)
+        self._keeper: Keeper | None = None
+        self._store = self._new_store(Area(region, self._words, LAYOUT))
         known[cell.arena.region.ident, cell.offset] = self
 
-    def _new_store(self, region: Region) -> Store:
-        self._keeper = Keeper(region, self._words, LAYOUT) if self._redeliver else None
-        return self._keeper or Ring(region, self._words, LAYOUT)
+    def _new_store(self, area: Area) -> Store:
+        if self._redeliver:
+            self._keeper = Keeper(area)
+        return self._keeper or Ring(area, self._ledger)
 
     # --- As in queue ---------------------------------------------------------------------
 
@@ -216,9 +170,23 @@ class Queue:
             ShutDown: the queue has been shut down.
             NotPicklable: the item cannot travel.
         """
-        _check(block, timeout)
+        if timeout is not None:
+            _check(block, timeout)
         record = encode(item)
-        if not self._locked(self._add, record, item):
+        code = 0  # as in _locked, which would take a tenth more time
+        try:
+            code = _try_lock(self._mutex)
+            if code or self._store.layout != self._words[LAYOUT]:
+                code = self._prepare(code)
+            if self._words[CLOSED] or self.maxsize:
+                is_put = self._add(record, item)
+            else:
+                self._store.add(record, item)
+                is_put = True
+        finally:
+            if code != errno.EDEADLK:
+                _unlock(self._mutex)
+        if not is_put:
             self._wait(self._putters, block, timeout, queue.Full, self._add, record, item)
         if self._getters.is_awaited():
             self._ring(self._getters)
@@ -230,8 +198,17 @@ class Queue:
             queue.Empty: there is none (in time).
             ShutDown: there is none, and there will be none, as the queue has been shut down.
         """
-        _check(block, timeout)
-        record = self._locked(self._take)
+        if timeout is not None:
+            _check(block, timeout)
+        code = 0  # as in _locked
+        try:
+            code = _try_lock(self._mutex)
+            if code or self._store.layout != self._words[LAYOUT]:
+                code = self._prepare(code)
+            record = self._store.take()
+        finally:
+            if code != errno.EDEADLK:
+                _unlock(self._mutex)
         if record is None:
             record = self._wait(self._getters, block, timeout, queue.Empty, self._take)
         if self._putters.is_awaited():
@@ -380,17 +357,13 @@ class Queue:
         return count > 0
 
     def _take(self) -> Record | None:
-        keeper = self._keeper
-        if keeper is None:
-            record = self._store.take()
-            if record is not None:
-                self._ledger.note_taken(1)
-        else:
-            record = keeper.take_for(me(), threading.get_native_id())
-        if record is None:
-            if self._words[CLOSED] and not (keeper and keeper.takers() - {me()}):
-                raise ShutDown
+        record = self._store.take()
+        if record is None and self._words[CLOSED] and not self._may_come_back():
+            raise ShutDown
         return record
+
+    def _may_come_back(self) -> bool:
+        return self._keeper is not None and bool(self._keeper.takers() - {me()})
 
     def _take_many(self, most: int) -> list[Record] | None:
         record = self._take()
@@ -408,7 +381,7 @@ class Queue:
 
     def _finish(self) -> bool:
         if self._keeper:
-            return self._keeper.finish(me(), threading.get_native_id())
+            return self._keeper.finish()
         if self._unfinished() <= 0:
             return False
         self._ledger.note_done()
@@ -437,20 +410,22 @@ class Queue:
         code = 0
         try:
             code = _try_lock(self._mutex)
-            if code:
-                code = self._lock_slowly(code)
-            if self._store.layout != self._words[LAYOUT]:
-                self._store.attach()
+            if code or self._store.layout != self._words[LAYOUT]:
+                code = self._prepare(code)
             return step(*args)
-        except KeyboardInterrupt:
-            if not code:
-                self._store.repair()
-            raise
         finally:
             if code != errno.EDEADLK:
                 _unlock(self._mutex)
 
-    def _lock_slowly(self, code: int) -> int:
+    def _prepare(self, code: int) -> int:
+        """Have the mutex locked, after a first try, and see what others have changed."""
+        if code:
+            self._lock_slowly(code)
+        if self._store.layout != self._words[LAYOUT]:
+            self._store.attach()
+        return 0
+
+    def _lock_slowly(self, code: int) -> None:
         for _ in range(TRIES):
             if code != errno.EBUSY:
                 break
@@ -458,14 +433,11 @@ class Queue:
         while code in (errno.EBUSY, errno.ETIMEDOUT):
             code = libc.lock_until(self._mutex, LOCK_S)
         if code == errno.EOWNERDEAD:
-            self._store.attach()
-            self._store.repair()
-            if self._words[CLOSED] == DROPPED:
-                self._store.clear()
-            libc.consistent(self._mutex)
+            libc.consistent(self._mutex)  # all is in order after each single write
+        elif code == errno.EDEADLK:
+            raise DeadlockError.alone(self._cell.label, "")
         elif code:
             raise OSError(code, os.strerror(code))
-        return 0
 
     def _wait(
         self,
@@ -528,9 +500,8 @@ class LifoQueue(Queue):
     def __init__(self, maxsize: int = 0, *, name: str = "") -> None:
         super().__init__(maxsize, name=name)
 
-    def _new_store(self, region: Region) -> Store:
-        self._keeper = None
-        return Stack(region, self._words, LAYOUT)
+    def _new_store(self, area: Area) -> Store:
+        return Stack(area, self._ledger)
 
 
 class PriorityQueue(LifoQueue):
@@ -547,9 +518,8 @@ class PriorityQueue(LifoQueue):
     (1, 'eat')
     """
 
-    def _new_store(self, region: Region) -> Store:
-        self._keeper = None
-        return Stack(region, self._words, LAYOUT, is_sorted=True)
+    def _new_store(self, area: Area) -> Store:
+        return Stack(area, self._ledger, is_sorted=True)
 
 
 def _check(block: bool, timeout: float | None) -> None:  # noqa: FBT001

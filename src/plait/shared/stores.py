@@ -7,7 +7,7 @@ in the queue or out of it, and nothing else. When an area is full, another one i
 is still wanted, larger if need be; then one write (LAYOUT, in the queue's cell) says that it counts.
 The memory of the old one is given back to the system.
 
-    region: head | ledger (queues.py) | areas
+    region: head | ledger | areas
     area:   8 words | which items, in order | their bytes
 """
 
@@ -16,13 +16,15 @@ from __future__ import annotations
 import mmap
 import pickle
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 from plait import wire
+from plait.shared.identity import is_running, me, own
 from plait.shared.memory import HEAD_BYTES, Region
 
-__all__ = ["AREAS_AT", "Keeper", "Record", "Ring", "Stack", "Store", "decode", "encode"]
+__all__ = ["AREAS_AT", "Area", "Keeper", "Ledger", "Record", "Ring", "Stack", "Store", "decode", "encode"]
 
 AREAS_AT = 8192
 PAGE = 4096
@@ -75,9 +77,6 @@ class Store(Protocol):
 
     def clear(self) -> None:
         """Drop what can be taken."""
-
-    def repair(self) -> None:
-        """Set right what somebody who was killed or interrupted has not written any more."""
 
 
 class Area:
@@ -137,6 +136,64 @@ def _bytes_for(fits: Callable[[int], bool]) -> int:
     return nbytes
 
 
+class Ledger:
+    """How many items each process has taken that are not done, in the queue's region.
+
+    A process that has ended has nothing any more. The first line is everybody's: what more
+    processes have than there are lines for, and what was done before it was taken.
+    """
+
+    LINES = 256
+
+    def __init__(self, region: Region) -> None:
+        self._words = region.words(HEAD_BYTES, 16 * self.LINES, "q")
+        self._who, self._line = -1, 0
+
+    def note_taken(self) -> None:
+        """Say that this process has taken an item."""
+        if self._who != own[0]:
+            self._line = self._find_line()
+            self._who = me()
+        self._words[self._line + 1] += 1
+
+    def note_done(self) -> None:
+        """Say that an item is done, by whomever it was taken."""
+        if self._who == me() and self._words[self._line + 1] > 0:
+            self._words[self._line + 1] -= 1
+            return
+        lines = range(2, 2 * self._used(), 2)
+        line = next((line for line in lines if self._words[line + 1] > 0), 0)
+        self._words[line + 1] -= 1
+
+    def unfinished(self) -> int:
+        """Return how many are not done."""
+        return sum(self._words[1 : 2 * self._used() : 2])
+
+    def settle(self) -> None:
+        """Have items of processes that have ended count as done."""
+        for line in range(2, 2 * self._used(), 2):
+            if self._words[line + 1] and not is_running(self._words[line]):
+                self._words[line + 1] = 0
+
+    def _used(self) -> int:
+        free = (n for n in range(1, self.LINES) if not self._words[2 * n])
+        return next(free, self.LINES)
+
+    def _find_line(self) -> int:
+        used = self._used()
+        if used == self.LINES:
+            self.settle()
+        for line in range(2, 2 * used, 2):
+            is_left = not self._words[line + 1] and not is_running(self._words[line])
+            if is_left or self._words[line] == me():
+                self._words[line] = me()
+                return line
+        if used == self.LINES:
+            return 0
+        self._words[2 * used] = me()
+        return 2 * used
+
+
 # --- First in, first out -----------------------------------------------------------------
 
 FIRST, NEXT, TAIL = range(3)
@@ -164,8 +221,9 @@ class Ring:
 
     _oldest_word = NEXT
 
-    def __init__(self, region: Region, cell_words: memoryview[int], layout_word: int) -> None:
-        self._area = Area(region, cell_words, layout_word)
+    def __init__(self, area: Area, ledger: Ledger) -> None:
+        self._area = area
+        self._ledger = ledger
         self.layout = -1
 
     def attach(self) -> None:
@@ -179,6 +237,7 @@ class Ring:
         area = self._area
         self.layout = area.layout
         self.words, self.memory = area.words, area.memory
+        self._is_large = area.nbytes > KEPT_BYTES
         self._tail = -1
         entries = area.nbytes // ENTRY_SHARE
         self._mask = entries - 1
@@ -235,9 +294,12 @@ class Ring:
         number = words[NEXT]
         if number == words[TAIL]:
             return None
-        record = self._read(number)
+        entry = HEAD_WORDS + ENTRY_WORDS * (number & self._mask)  # as in _read
+        start, size = self._data_at + words[entry], words[entry + SIZE]
+        record = self.memory[start : start + (size >> 1)], size & 1
         words[NEXT] = number + 1
-        if self._area.nbytes > KEPT_BYTES and number + 1 == words[TAIL]:
+        self._ledger.note_taken()
+        if self._is_large and number + 1 == words[TAIL]:
             self._make_room(0)
         return record
 
@@ -249,9 +311,6 @@ class Ring:
     def clear(self) -> None:
         """Drop what can be taken."""
         self.words[NEXT] = self.words[TAIL]
-
-    def repair(self) -> None:
-        """Do nothing: there is nothing that is not whole."""
 
     # --- Another area --------------------------------------------------------------------
 
@@ -288,22 +347,26 @@ class Keeper(Ring):
 
     _oldest_word = FIRST
 
-    def take_for(self, who: int, tid: int) -> Record | None:
-        """Give the oldest item that is not taken to a thread of a process."""
+    def __init__(self, area: Area) -> None:
+        super().__init__(area, Ledger(area.region))
+
+    def take(self) -> Record | None:
+        """Give the oldest item that is not taken to the calling thread."""
+        self._repair()
         words = self.words
         number = words[NEXT]
         if number == words[TAIL]:
             return None
         record = self._read(number)
         entry = HEAD_WORDS + ENTRY_WORDS * (number & self._mask)
-        words[entry + TID] = tid
-        words[entry + TAKER] = who
+        words[entry + TID] = threading.get_native_id()
+        words[entry + TAKER] = me()
         words[NEXT] = number + 1
         return record
 
-    def finish(self, who: int, tid: int) -> bool:
-        """Forget what a thread took first, or else its process; False: they have nothing."""
-        words = self.words
+    def finish(self) -> bool:
+        """Forget what this thread took first, or else its process; False: they have nothing."""
+        words, who, tid = self.words, me(), threading.get_native_id()
         mine, found, done = -1, -1, 0
         for number in range(words[FIRST], words[NEXT]):
             entry = HEAD_WORDS + ENTRY_WORDS * (number & self._mask)
@@ -343,6 +406,7 @@ class Keeper(Ring):
 
     def takers(self) -> set[int]:
         """Return the processes that have items which are not done."""
+        self._repair()
         return {*self._takers()} - {DONE}
 
     def _takers(self) -> list[int]:
@@ -363,8 +427,8 @@ class Keeper(Ring):
         """Drop what can be taken."""
         self._fill_another([entry for entry in self._entries() if entry.taker], 0)
 
-    def repair(self) -> None:
-        """Find NEXT again: an item is taken when its entry says so."""
+    def _repair(self) -> None:
+        """Find NEXT, after a death: an item is taken when its entry says so."""
         words = self.words
         while words[NEXT] < words[TAIL]:
             if not words[HEAD_WORDS + ENTRY_WORDS * (words[NEXT] & self._mask) + TAKER]:
@@ -406,14 +470,10 @@ class Stack:
     """
 
     def __init__(
-        self,
-        region: Region,
-        cell_words: memoryview[int],
-        layout_word: int,
-        *,
-        is_sorted: bool = False,
+        self, area: Area, ledger: Ledger, *, is_sorted: bool = False
     ) -> None:
-        self._area = Area(region, cell_words, layout_word)
+        self._area = area
+        self._ledger = ledger
         self._is_sorted = is_sorted
         self.layout = -1
 
@@ -490,6 +550,7 @@ class Stack:
         place = words[self._list_at(order & 1) + count - 1]
         record = self._read(count - 1)
         words[ORDER] = order - 2
+        self._ledger.note_taken()
         if count == 1:
             words[END] = 0
             if self._area.nbytes > KEPT_BYTES:
@@ -508,9 +569,6 @@ class Stack:
     def clear(self) -> None:
         """Drop what can be taken."""
         self.words[ORDER] &= 1
-
-    def repair(self) -> None:
-        """Do nothing: there is nothing that is not whole."""
 
     def _fill_another(self, records: list[Record], nbytes: int) -> None:
         """Move to an area that has room for these, and for so many bytes more."""
