@@ -7,12 +7,15 @@ that dies while it holds a lock frees it, and the next one is told; a deadlock i
 
 from plait.shared.deadlocks import Holdings, Row, who_holds
 from plait.shared.locks import Lock, RLock
+from plait.shared.pipes import Connection, Pipe
 from plait.shared.queues import LifoQueue, PriorityQueue, Queue, ShutDown
 
 __all__ = [
+    "Connection",
     "Holdings",
     "LifoQueue",
     "Lock",
+    "Pipe",
     "PriorityQueue",
     "Queue",
     "RLock",

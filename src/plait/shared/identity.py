@@ -25,7 +25,7 @@ def me() -> int:
 
 def is_running(who: int) -> bool:
     """Whether a process is there, and no zombie."""
-    return _who(who & ((1 << _PID_BITS) - 1)) == who
+    return who != 0 and _who(who & ((1 << _PID_BITS) - 1)) == who
 
 
 def _who(pid: int) -> int:

@@ -314,12 +314,40 @@ class Queue:
         _check(block, timeout)
         records: list[Record] | None = self._locked(self._take_many, most)
         if records is None:
-            records = self._wait(
-                self._getters, block, timeout, queue.Empty, self._take_many, most
-            )
+            records = self._wait(self._getters, block, timeout, queue.Empty, self._take_many, most)
         if self._putters.is_awaited():
             self._ring(self._putters, len(records))
         return [decode(record) for record in records]
+
+    def put_record(self, record: Record, timeout: float) -> None:
+        """Put an item that is pickled. Raises as ``put``; for pipes.py."""
+        self._wait(self._putters, True, timeout, queue.Full, self._add, record, None)
+        if self._getters.is_awaited():
+            self._ring(self._getters)
+
+    def get_record(self, timeout: float) -> Record:
+        """Take an item out as it is, pickled. Raises as ``get``; for pipes.py."""
+        record = self._locked(self._take)
+        if record is None:
+            record = self._wait(self._getters, True, timeout, queue.Empty, self._take)
+        if self._putters.is_awaited():
+            self._ring(self._putters)
+        data, kind = record
+        return data, kind
+
+    def wait_item(self, timeout: float) -> bool:
+        """Wait for an item, or for the end, but leave it there; False: none came; for pipes.py."""
+        try:
+            self._wait(self._getters, True, timeout, queue.Empty, self._has_news)
+        except queue.Empty:
+            return False
+        if self._getters.is_awaited():  # we were woken in their place
+            self._ring(self._getters)
+        return True
+
+    def do_locked(self, step: Callable[..., Any], *args: Any) -> Any:
+        """Do something with the mutex held; for pipes.py."""
+        return self._locked(step, *args)
 
     def __iter__(self) -> Iterator[Any]:
         """Take items out as they come, until the queue has been shut down and is empty."""
@@ -375,6 +403,9 @@ class Queue:
             assert record is not None
             records.append(record)
         return records
+
+    def _has_news(self) -> bool:
+        return self._store.size() > 0 or self._words[CLOSED] != OPEN
 
     def _size(self) -> int:
         return self._store.size()

@@ -13,6 +13,7 @@ The memory of the old one is given back to the system.
 
 from __future__ import annotations
 
+import copy
 import mmap
 import pickle
 import sys
@@ -24,7 +25,18 @@ from plait import wire
 from plait.shared.identity import is_running, me, own
 from plait.shared.memory import HEAD_BYTES, Region
 
-__all__ = ["AREAS_AT", "Area", "Keeper", "Ledger", "Record", "Ring", "Stack", "Store", "decode", "encode"]
+__all__ = [
+    "AREAS_AT",
+    "Area",
+    "Keeper",
+    "Ledger",
+    "Record",
+    "Ring",
+    "Stack",
+    "Store",
+    "decode",
+    "encode",
+]
 
 AREAS_AT = 8192
 PAGE = 4096
@@ -231,14 +243,17 @@ class Ring:
         if not self._area.is_there:
             self._fill_another([], 0)
         self._area.attach()
-        self._see()
+        self.see(self._area)
 
-    def _see(self) -> None:
-        area = self._area
+    def see(self, area: Area) -> None:
+        """Look at an area that is attached."""
+        self._area = area
         self.layout = area.layout
         self.words, self.memory = area.words, area.memory
         self._is_large = area.nbytes > KEPT_BYTES
-        self._tail = -1
+        # What was found the last time: the number of the next item, which is given if nobody else
+        # has put one since; bytes that are free, from .. to; the first number without an entry.
+        self._tail, self._free, self._limit, self._last = -1, 0, 0, 0
         entries = area.nbytes // ENTRY_SHARE
         self._mask = entries - 1
         head_bytes = 8 * (HEAD_WORDS + ENTRY_WORDS * entries)
@@ -326,17 +341,15 @@ class Ring:
             lambda size: 2 * len(entries) < size // ENTRY_SHARE and needed <= size // 2
         )
         layout, area = self._area.another(room)
-        other = type(self).__new__(type(self))
-        other._area = area
-        other._see()
+        other = copy.copy(self)
+        other.see(area)
         for number, (record, tid, taker) in enumerate(entries):
             other.add(record)
             entry = HEAD_WORDS + ENTRY_WORDS * number
             other.words[entry + TID], other.words[entry + TAKER] = tid, taker
         other.words[NEXT] = sum(entry.taker != 0 for entry in entries)
         self._area.use(layout)
-        self._area.attach()
-        self._see()
+        self.attach()
 
 
 class Keeper(Ring):
@@ -469,9 +482,7 @@ class Stack:
             logarithm of their number.
     """
 
-    def __init__(
-        self, area: Area, ledger: Ledger, *, is_sorted: bool = False
-    ) -> None:
+    def __init__(self, area: Area, ledger: Ledger, *, is_sorted: bool = False) -> None:
         self._area = area
         self._ledger = ledger
         self._is_sorted = is_sorted
@@ -482,14 +493,16 @@ class Stack:
         if not self._area.is_there:
             self._fill_another([], 0)
         self._area.attach()
-        self._see()
+        self.see(self._area)
 
-    def _see(self) -> None:
-        self.layout = self._area.layout
-        self.words, self.memory = self._area.words, self._area.memory
-        self._most = self._area.nbytes // PLACE_SHARE
+    def see(self, area: Area) -> None:
+        """Look at an area that is attached."""
+        self._area = area
+        self.layout = area.layout
+        self.words, self.memory = area.words, area.memory
+        self._most = area.nbytes // PLACE_SHARE
         self._data_at = 8 * (HEAD_WORDS + 2 * self._most)
-        self._room = self._area.nbytes - self._data_at
+        self._room = area.nbytes - self._data_at
 
     def size(self) -> int:
         """Return how many items can be taken."""
@@ -500,8 +513,14 @@ class Stack:
 
     def add(self, record: Record, item: object = None) -> None:
         """Add an item at its place."""
+        self._put(record, self._index_for(item) if self._is_sorted else self.size())
+
+    def append(self, record: Record) -> None:
+        """Add an item at the end."""
+        self._put(record, self.size())
+
+    def _put(self, record: Record, index: int) -> None:
         count, which = self.size(), self.words[ORDER] & 1
-        index = self._index_for(item, count, which) if self._is_sorted else count
         nbytes = 8 + (len(record[0]) + 7) // 8 * 8
         if count == self._most or self.words[END] + nbytes > self._room:
             self._fill_another([self._read(number) for number in range(count)], nbytes)
@@ -529,9 +548,9 @@ class Stack:
         self.words[END] = place + nbytes
         return place
 
-    def _index_for(self, item: Any, count: int, which: int) -> int:
+    def _index_for(self, item: Any) -> int:
         """Return how many items are larger: what is equal is taken in the order of coming."""
-        low, high = 0, count
+        low, high = 0, self.size()
         while low < high:
             middle = (low + high) // 2
             if item < decode(self._read(middle)):
@@ -577,11 +596,9 @@ class Stack:
             lambda size: 2 * len(records) < size // PLACE_SHARE and needed <= size // 2
         )
         layout, area = self._area.another(room)
-        other = type(self).__new__(type(self))
-        other._area, other._is_sorted = area, False
-        other._see()
+        other = copy.copy(self)
+        other.see(area)
         for record in records:
-            other.add(record)
+            other.append(record)
         self._area.use(layout)
-        self._area.attach()
-        self._see()
+        self.attach()
