@@ -17,7 +17,7 @@ import pickle
 import queue
 from time import monotonic
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 from weakref import WeakSet
 
 from plait.shared.arena import known
@@ -207,7 +207,7 @@ class Connection:
             if self._incoming is not None:
                 self._incoming.shutdown(immediate=True)
 
-    def __enter__(self) -> Connection:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

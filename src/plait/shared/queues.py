@@ -44,7 +44,7 @@ else:
     ShutDown = queue.ShutDown
 
 LOOK_S = 1.0
-"""Who waits looks by itself after so long: a wake-up may be lost with the one who was to give it."""
+"""Who waits looks by itself after so long: who was to wake it may have been killed."""
 LOCK_S = 0.1
 """The C library waits for a mutex no longer, or Ctrl-C would wait, too."""
 TRIES = 20
@@ -242,6 +242,16 @@ class Queue:
         """Return whether there are as many items as there may be, now."""
         return 0 < self.maxsize <= self.qsize()
 
+    @property
+    def is_shutdown(self) -> bool:
+        """Whether it has been shut down."""
+        return self._words[CLOSED] != OPEN
+
+    @property
+    def unfinished_tasks(self) -> int:
+        """How many items were put that are not done; ``join`` waits until there are none."""
+        return max(0, self._locked(self._unfinished))
+
     def task_done(self) -> None:
         """Say that an item that was taken is done. Raises ValueError where there is none."""
         if not self._locked(self._finish):
@@ -359,7 +369,7 @@ class Queue:
             yield item
 
     def __repr__(self) -> str:
-        state = ("", ", shut down", ", shut down")[self._words[CLOSED]]
+        state = ", shut down" if self.is_shutdown else ""
         return f"<plait.shared {self._cell.label}: {self.qsize()} items{state}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -405,7 +415,7 @@ class Queue:
         return records
 
     def _has_news(self) -> bool:
-        return self._store.size() > 0 or self._words[CLOSED] != OPEN
+        return self._store.size() > 0 or self.is_shutdown
 
     def _size(self) -> int:
         return self._store.size()

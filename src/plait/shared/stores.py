@@ -4,8 +4,8 @@ Used by queues.py only, which holds the queue's mutex around each call here. Eve
 what is in a queue lies in one *area* of its region, and each change of it becomes true with a
 single write of 64 bits: the last one of a method. So whoever is killed, wherever, leaves an item
 in the queue or out of it, and nothing else. When an area is full, another one is filled with what
-is still wanted, larger if need be; then one write (LAYOUT, in the queue's cell) says that it counts.
-The memory of the old one is given back to the system.
+is still wanted, larger if need be; then one write (LAYOUT, in the queue's cell) says that it
+counts. The memory of the old one is given back to the system.
 
     region: head | ledger | areas
     area:   8 words | which items, in order | their bytes
@@ -81,7 +81,7 @@ class Store(Protocol):
     def size(self) -> int:
         """Return how many items can be taken."""
 
-    def add(self, record: Record, item: object) -> None:
+    def add(self, record: Record, _item: object, /) -> None:
         """Add an item, given in both its forms."""
 
     def take(self) -> Record | None:
@@ -133,7 +133,7 @@ class Area:
 
 
 def _packed(last: int, at: int, nbytes: int) -> int:
-    """Make one number of where an area is, its size, and a count: no two after another are equal."""
+    """Make one number of where an area is, its size, and a count, to tell it from others there."""
     return ((last + 1) & 0x3FF_FFFF) << 38 | (at // PAGE) << 6 | nbytes.bit_length() - 1
 
 
@@ -264,17 +264,17 @@ class Ring:
         """Return how many items can be taken."""
         return self.words[TAIL] - self.words[NEXT]
 
-    def add(self, record: Record, item: object = None) -> None:
+    def add(self, record: Record, _item: object = None) -> None:
         """Add an item at the end."""
         data, kind = record
         words, nbytes = self.words, len(data)
         tail = words[TAIL]
         # What was found free the last time still is, but for what we put there ourselves.
-        if tail != self._tail or self._free + nbytes >= self._limit or tail >= self._last:
-            if not self._find_room(tail, nbytes):
-                self._make_room(nbytes + 1)
-                self.add(record)
-                return
+        is_free = tail == self._tail < self._last and self._free + nbytes < self._limit
+        if not is_free and not self._find_room(tail, nbytes):
+            self._make_room(nbytes + 1)
+            self.add(record)
+            return
         position = self._free
         start = self._data_at + position
         self.memory[start : start + nbytes] = data
