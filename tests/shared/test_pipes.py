@@ -267,7 +267,7 @@ def test_a_process_may_be_killed_at_any_bytecode(act: str, monkeypatch: pytest.M
         status = wait_dead(forked(with_fuse, length, lambda end=there: acts[act](end)))
         there.close()
         got = []
-        with pytest.raises(EOFError):
+        with contextlib.suppress(EOFError):
             while True:
                 got.append(here.recv())
         assert got in ([], ["x" * 300])

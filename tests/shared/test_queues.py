@@ -27,7 +27,7 @@ import pytest
 
 import plait
 from plait.errors import DeadlockError, NotPicklable, SharedDataGone
-from plait.shared import LifoQueue, PriorityQueue, Queue, ShutDown, queues
+from plait.shared import LifoQueue, PriorityQueue, Queue, ShutDown, libc, queues, stores
 
 ROOT = Path(__file__).parents[2]
 KINDS = (Queue, LifoQueue, PriorityQueue)
@@ -109,7 +109,7 @@ def sleeps(pid: int) -> bool:
     """Whether the main thread of a process sleeps on a word of memory."""
     with contextlib.suppress(OSError):
         fields = Path(f"/proc/{pid}/syscall").read_text().split()
-        return fields[0] == str(queues.libc._FUTEX[os.uname().machine])
+        return fields[0] == str(libc._FUTEX[os.uname().machine])
     return False
 
 
@@ -425,7 +425,9 @@ def test_memory_is_used_again_in_steady_state() -> None:
             assert one.get() == number
             assert one._keeper is not None
             if one is stuck:  # as if another thread had taken the first one
-                one._keeper.words[8 + 2 + 4 * (one._keeper.words[0] & one._keeper._mask)] = 1
+                one._keeper.words[
+                    stores.HEAD_WORDS + 2 + 4 * (one._keeper.words[0] & one._keeper._mask)
+                ] = 1
             one.task_done()
     assert used_bytes(queue) < 200_000
     assert used_bytes(stuck) < 400_000
@@ -640,11 +642,16 @@ def test_after_shutdown_getters_wait_for_what_may_come_back(
         queue.task_done()
 
 
+def take_and_finish(queue: Queue) -> None:
+    queue.get()
+    queue.task_done()
+
+
 def test_task_done_is_for_what_the_thread_took() -> None:
     queue = Queue(redeliver=True)
     queue.put_many("ab")
     assert queue.get() == "a"
-    thread = threading.Thread(target=lambda: (queue.get(), queue.task_done()))
+    thread = threading.Thread(target=take_and_finish, args=(queue,))
     thread.start()
     thread.join()
     assert queue._keeper is not None
@@ -660,12 +667,12 @@ def test_a_wake_up_that_was_lost_is_made_up_for(monkeypatch: pytest.MonkeyPatch)
     queue = Queue()
     pid = forked(queue.get)
     until(lambda: sleeps(pid))
-    queue._locked(queue._add, queues.encode(1), 1)
+    queue._locked(queue._put_mutex, queue._add, stores.encode(1), 1)
     assert wait_dead(pid) == 0
 
 
 def test_many_dead_consumers_leave_room_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(queues.Ledger, "LINES", 4)
+    monkeypatch.setattr(stores.Ledger, "LINES", 4)
     queue = Queue()
     queue.put_many(range(12))
     for _ in range(10):

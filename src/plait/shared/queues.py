@@ -8,8 +8,10 @@ once a second it looks by itself, for the one who was to wake it may have been k
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
+import platform
 import queue
 from collections.abc import Callable, Iterable, Iterator
 from time import monotonic
@@ -49,6 +51,12 @@ LOCK_S = 0.1
 """The C library waits for a mutex no longer, or Ctrl-C would wait, too."""
 TRIES = 20
 """So often a mutex that is taken is tried before going to sleep: it is held for microseconds."""
+IS_ORDERED = platform.machine() == "x86_64"
+"""Whether each CPU sees the writes of another one in the order in which they were made.
+
+Then who puts and who takes need not shut each other out: a mutex for each. Elsewhere it is one for
+both.
+"""
 QUEUE = 20
 """The kind of its cells."""
 LAYOUT, MAXSIZE, CLOSED = range(STATE, STATE + 3)
@@ -63,13 +71,15 @@ class Bell:
 
     To ring for nobody is to cost nothing, so who is about to sleep is counted, and so are those
     among them who are known to have woken: all, when a ring wakes nobody. A killed sleeper is one
-    that no ring finds.
+    that no ring finds. Who waits says so first, then looks once more, then sleeps; who changes
+    something does so first, then sees whether somebody waits.
 
     To be woken while the mutex is held would mean to go back to sleep on that, and often on the
     CPU of who holds it; so ``Queue._ring`` wakes after it is unlocked.
     """
 
-    def __init__(self, cell: Cell, word: int) -> None:
+    def __init__(self, cell: Cell, word: int, mutex: ctypes.c_void_p) -> None:
+        self.mutex = mutex
         self._address = cell.address_of(word)
         offset = cell.offset + libc.MUTEX_BYTES + 8 * word
         self._halves = cell.arena.region.words(offset, 16, "I")
@@ -136,18 +146,30 @@ class Queue:
         label = f"{type(self).__name__} {name!r}" if name else type(self).__name__
         cell = new_cell(QUEUE, label)
         cell.words[MAXSIZE] = max(0, maxsize)
+        put_cell = new_cell(QUEUE, label) if self._has_two_sides(redeliver) else cell
         region = Region.create(AREAS_AT - HEAD_BYTES, "queue")
-        self._set_up(cell, region, redeliver=redeliver)
+        self._set_up(cell, put_cell, region, redeliver=redeliver)
+        self._store.attach()  # which makes the first area, before anybody else can
 
-    def _set_up(self, cell: Cell, region: Region, *, redeliver: bool) -> None:
-        self._cell, self._region, self._redeliver = cell, region, redeliver
-        self._mutex, self._words = cell.mutex, cell.words
+    def _has_two_sides(self, redeliver: bool) -> bool:  # noqa: FBT001
+        return IS_ORDERED and not redeliver
+
+    def _set_up(self, cell: Cell, put_cell: Cell, region: Region, *, redeliver: bool) -> None:
+        self._cell, self._put_cell, self._region = cell, put_cell, region
+        self._redeliver, self._words = redeliver, cell.words
         self.maxsize = self._words[MAXSIZE]
-        self._getters, self._putters = Bell(cell, GETTERS), Bell(cell, PUTTERS)
-        self._joiners = Bell(cell, JOINERS)
+        # One for who takes; one for who puts, or the same. Who needs both locks the latter first.
+        # With each one goes a store, which is what is seen of the memory on that side.
+        self._get_mutex, self._put_mutex = cell.mutex, cell.mutex
         self._ledger = Ledger(region)
         self._keeper: Keeper | None = None
-        self._store = self._new_store(Area(region, self._words, LAYOUT))
+        self._store = self._adder = self._new_store(Area(region, self._words, LAYOUT))
+        if put_cell is not cell:
+            self._put_mutex = put_cell.mutex
+            self._adder = self._new_store(Area(region, self._words, LAYOUT))
+        self._getters = Bell(cell, GETTERS, self._get_mutex)
+        self._putters = Bell(cell, PUTTERS, self._put_mutex)
+        self._joiners = Bell(cell, JOINERS, self._get_mutex)
         known[cell.arena.region.ident, cell.offset] = self
 
     def _new_store(self, area: Area) -> Store:
@@ -175,17 +197,16 @@ class Queue:
         record = encode(item)
         code = 0  # as in _locked, which would take a tenth more time
         try:
-            code = _try_lock(self._mutex)
-            if code or self._store.layout != self._words[LAYOUT]:
-                code = self._prepare(code)
-            if self._words[CLOSED] or self.maxsize:
+            code = _try_lock(self._put_mutex)
+            if code or self._adder.layout != self._words[LAYOUT]:
+                code = self._prepare(code, self._put_mutex, self._adder)
+            if self._words[CLOSED] or self.maxsize or not self._adder.add(record, item):
                 is_put = self._add(record, item)
             else:
-                self._store.add(record, item)
                 is_put = True
         finally:
             if code != errno.EDEADLK:
-                _unlock(self._mutex)
+                _unlock(self._put_mutex)
         if not is_put:
             self._wait(self._putters, block, timeout, queue.Full, self._add, record, item)
         if self._getters.is_awaited():
@@ -202,17 +223,19 @@ class Queue:
             _check(block, timeout)
         code = 0  # as in _locked
         try:
-            code = _try_lock(self._mutex)
+            code = _try_lock(self._get_mutex)
             if code or self._store.layout != self._words[LAYOUT]:
-                code = self._prepare(code)
+                code = self._prepare(code, self._get_mutex, self._store)
             record = self._store.take()
         finally:
             if code != errno.EDEADLK:
-                _unlock(self._mutex)
+                _unlock(self._get_mutex)
         if record is None:
             record = self._wait(self._getters, block, timeout, queue.Empty, self._take)
         if self._putters.is_awaited():
             self._ring(self._putters)
+        if self._store.is_large:
+            self._shrink()
         return decode(record)
 
     def put_nowait(self, item: object) -> None:
@@ -231,7 +254,7 @@ class Queue:
         >>> queue.qsize(), queue.get()
         (3, 'c')
         """
-        size: int = self._locked(self._size)
+        size: int = self._locked(self._get_mutex, self._size)
         return size
 
     def empty(self) -> bool:
@@ -250,13 +273,14 @@ class Queue:
     @property
     def unfinished_tasks(self) -> int:
         """How many items were put that are not done; ``join`` waits until there are none."""
-        return max(0, self._locked(self._unfinished))
+        count: int = self._locked(self._get_mutex, self._unfinished)
+        return max(0, count)
 
     def task_done(self) -> None:
         """Say that an item that was taken is done. Raises ValueError where there is none."""
-        if not self._locked(self._finish):
+        if not self._locked(self._get_mutex, self._finish):
             raise ValueError("task_done() called too many times")
-        if self._joiners.is_awaited() and self._locked(self._is_done):
+        if self._joiners.is_awaited() and self._locked(self._get_mutex, self._is_done):
             self._ring(self._joiners, EVERYBODY)
         if self._keeper and self._words[CLOSED] and self._getters.is_awaited():
             self._ring(self._getters, EVERYBODY)  # they wait for what others have not done
@@ -284,7 +308,7 @@ class Queue:
         Args:
             immediate: drop what is in the queue now.
         """
-        self._locked(self._close, DROPPED if immediate else DRAINING)
+        self._locked_both(self._close, DROPPED if immediate else DRAINING)
         for bell in (self._getters, self._putters, self._joiners):
             self._ring(bell, EVERYBODY)
 
@@ -322,11 +346,12 @@ class Queue:
         if most < 1:
             raise ValueError(f"most={most!r} must be 1 or more")
         _check(block, timeout)
-        records: list[Record] | None = self._locked(self._take_many, most)
+        records: list[Record] | None = self._locked(self._get_mutex, self._take_many, most)
         if records is None:
             records = self._wait(self._getters, block, timeout, queue.Empty, self._take_many, most)
         if self._putters.is_awaited():
             self._ring(self._putters, len(records))
+        self._shrink()
         return [decode(record) for record in records]
 
     def put_record(self, record: Record, timeout: float) -> None:
@@ -337,11 +362,12 @@ class Queue:
 
     def get_record(self, timeout: float) -> Record:
         """Take an item out as it is, pickled. Raises as ``get``; for pipes.py."""
-        record = self._locked(self._take)
+        record = self._locked(self._get_mutex, self._take)
         if record is None:
             record = self._wait(self._getters, True, timeout, queue.Empty, self._take)
         if self._putters.is_awaited():
             self._ring(self._putters)
+        self._shrink()
         data, kind = record
         return data, kind
 
@@ -357,7 +383,7 @@ class Queue:
 
     def do_locked(self, step: Callable[..., Any], *args: Any) -> Any:
         """Do something with the mutex held; for pipes.py."""
-        return self._locked(step, *args)
+        return self._locked(self._get_mutex, step, *args)
 
     def __iter__(self) -> Iterator[Any]:
         """Take items out as they come, until the queue has been shut down and is empty."""
@@ -373,17 +399,28 @@ class Queue:
         return f"<plait.shared {self._cell.label}: {self.qsize()} items{state}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _arrive, (type(self), self._cell.place, self._region.place, self._redeliver)
+        return _arrive, (
+            type(self),
+            self._cell.place,
+            self._put_cell.place,
+            self._region.place,
+            self._redeliver,
+        )
 
     # --- What is done under the lock; None or False: not now -------------------------------
 
     def _add(self, record: Record, item: object) -> bool:
         if self._words[CLOSED]:
             raise ShutDown
-        store = self._store
-        if 0 < self.maxsize <= store.size():
+        if 0 < self.maxsize <= self._adder.size():
             return False
-        store.add(record, item)
+        if not self._adder.add(record, item):
+            nbytes = len(record[0]) + 1
+            if self._put_mutex is self._get_mutex:
+                self._adder.make_room(nbytes)
+            else:
+                self._locked(self._get_mutex, self._adder.make_room, nbytes)
+            self._adder.add(record, item)
         return True
 
     def _add_many(self, waiting: list[tuple[Record, object]]) -> bool:
@@ -443,38 +480,45 @@ class Queue:
 
     # --- The lock, and waiting -------------------------------------------------------------
 
-    def _locked(self, step: Callable[..., Any], *args: Any) -> Any:
-        """Do a step with the mutex held."""
+    def _locked(self, mutex: ctypes.c_void_p, step: Callable[..., Any], *args: Any) -> Any:
+        """Do a step with a mutex held."""
         # Ctrl-C can come after each call, so the mutex is locked within the try, and unlocked by
         # a function of C, before which Python does not look for signals. It does at the beginning
         # of its own functions: a context manager would leave the mutex locked, now and then.
+        store = self._adder if mutex is self._put_mutex else self._store
         code = 0
         try:
-            code = _try_lock(self._mutex)
-            if code or self._store.layout != self._words[LAYOUT]:
-                code = self._prepare(code)
+            code = _try_lock(mutex)
+            if code or store.layout != self._words[LAYOUT]:
+                code = self._prepare(code, mutex, store)
             return step(*args)
         finally:
             if code != errno.EDEADLK:
-                _unlock(self._mutex)
+                _unlock(mutex)
 
-    def _prepare(self, code: int) -> int:
-        """Have the mutex locked, after a first try, and see what others have changed."""
+    def _locked_both(self, step: Callable[..., Any], *args: Any) -> Any:
+        """Do a step while nobody puts or takes."""
+        if self._put_mutex is self._get_mutex:
+            return self._locked(self._get_mutex, step, *args)
+        return self._locked(self._put_mutex, self._locked, self._get_mutex, step, *args)
+
+    def _prepare(self, code: int, mutex: ctypes.c_void_p, store: Store) -> int:
+        """Have a mutex locked, after a first try, and see what others have changed."""
         if code:
-            self._lock_slowly(code)
-        if self._store.layout != self._words[LAYOUT]:
-            self._store.attach()
+            self._lock_slowly(code, mutex)
+        if store.layout != self._words[LAYOUT]:
+            store.attach()
         return 0
 
-    def _lock_slowly(self, code: int) -> None:
+    def _lock_slowly(self, code: int, mutex: ctypes.c_void_p) -> None:
         for _ in range(TRIES):
             if code != errno.EBUSY:
                 break
-            code = _try_lock(self._mutex)
+            code = _try_lock(mutex)
         while code in (errno.EBUSY, errno.ETIMEDOUT):
-            code = libc.lock_until(self._mutex, LOCK_S)
+            code = libc.lock_until(mutex, LOCK_S)
         if code == errno.EOWNERDEAD:
-            libc.consistent(self._mutex)  # all is in order after each single write
+            libc.consistent(mutex)  # all is in order after each single write
         elif code == errno.EDEADLK:
             raise DeadlockError.alone(self._cell.label, "")
         elif code:
@@ -492,40 +536,44 @@ class Queue:
         deadline = None if timeout is None else monotonic() + timeout
         if not block:
             self._look()
+        number = None
         while True:
-            done, number = self._locked(self._try_to, bell, block, *step)
+            done = self._locked(bell.mutex, *step)
             if done:
                 return done
             left = LOOK_S if deadline is None else min(LOOK_S, deadline - monotonic())
             if not block or left <= 0:
                 raise failure
+            if number is None:
+                number = self._locked(bell.mutex, bell.expect)
+                continue
             if not bell.wait(number, left):
                 self._look()
-
-    def _try_to(
-        self,
-        bell: Bell,
-        waits: bool,  # noqa: FBT001
-        step: Callable[..., Any],
-        *args: Any,
-    ) -> tuple[Any, int]:
-        done = step(*args)
-        return (done, 0) if done or not waits else (None, bell.expect())
+            number = None
 
     def _look(self) -> None:
         """See who has ended: what it had is given out again, or counts as done."""
         keeper = self._keeper
         if keeper is None:
-            self._locked(self._ledger.settle)
+            self._locked(self._get_mutex, self._ledger.settle)
             return
-        dead = {who for who in self._locked(keeper.takers) if not is_running(who)}
+        dead = {who for who in self._locked(self._get_mutex, keeper.takers) if not is_running(who)}
         if dead:
-            self._locked(keeper.give_again, dead)
+            self._locked(self._get_mutex, keeper.give_again, dead)
             self._ring(self._getters, EVERYBODY)
+
+    def _shrink(self) -> None:
+        """Give much memory back, where nothing is left in it."""
+        if self._store.is_large and self._store.is_idle():
+            self._locked_both(self._shrink_now)
+
+    def _shrink_now(self) -> None:
+        if self._store.is_large and self._store.is_idle():
+            self._store.make_room(0)
 
     def _ring(self, bell: Bell, count: int = 1) -> None:
         """Wake so many of those who wait for something to change, after it has."""
-        expected = self._locked(bell.begin)
+        expected = self._locked(bell.mutex, bell.begin)
         bell.finish(expected, count)
 
 
@@ -540,6 +588,9 @@ class LifoQueue(Queue):
 
     def __init__(self, maxsize: int = 0, *, name: str = "") -> None:
         super().__init__(maxsize, name=name)
+
+    def _has_two_sides(self, redeliver: bool) -> bool:  # noqa: FBT001, ARG002
+        return False
 
     def _new_store(self, area: Area) -> Store:
         return Stack(area, self._ledger)
@@ -568,14 +619,22 @@ def _check(block: bool, timeout: float | None) -> None:  # noqa: FBT001
         raise ValueError("'timeout' must be a non-negative number")
 
 
-def _arrive(cls: type[Queue], place: Any, region_place: Any, redeliver: bool) -> Queue:  # noqa: FBT001
+def _arrive(
+    cls: type[Queue],
+    place: Any,
+    put_place: Any,
+    region_place: Any,
+    redeliver: bool,  # noqa: FBT001
+) -> Queue:
     where, offset = place
     found = known.get((where.ident, offset))
     if found is None:
         cell = cell_at(place, cls.__name__)
+        is_one = put_place[0].ident == where.ident and put_place[1] == offset
+        put_cell = cell if is_one else cell_at(put_place, cls.__name__)
         found = cls.__new__(cls)
         region = Region.at(region_place, cls.__name__)
-        found._set_up(cell, region, redeliver=redeliver)  # noqa: SLF001
+        found._set_up(cell, put_cell, region, redeliver=redeliver)  # noqa: SLF001
     assert isinstance(found, cls)
     return found
 

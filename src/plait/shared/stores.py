@@ -1,6 +1,6 @@
 """Where the items of a queue lie: pickled, in shared memory that grows.
 
-Used by queues.py only, which holds the queue's mutex around each call here. Everything that says
+Used by queues.py only, which holds the queue's mutexes around each call here. Everything that says
 what is in a queue lies in one *area* of its region, and each change of it becomes true with a
 single write of 64 bits: the last one of a method. So whoever is killed, wherever, leaves an item
 in the queue or out of it, and nothing else. When an area is full, another one is filled with what
@@ -8,7 +8,7 @@ is still wanted, larger if need be; then one write (LAYOUT, in the queue's cell)
 counts. The memory of the old one is given back to the system.
 
     region: head | ledger | areas
-    area:   8 words | which items, in order | their bytes
+    area:   24 words | which items, in order | their bytes
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ PAGE = 4096
 SMALLEST_BYTES = 64 * 1024
 KEPT_BYTES = 16 * 1024 * 1024
 """A larger area is given back when the queue is empty."""
-HEAD_WORDS = 8
+HEAD_WORDS = 24
 
 Record = tuple[bytes, int]
 """An item as it travels: bytes, and a kind: 0 a pickle, 1 a pickle of what wire.pack made."""
@@ -81,8 +81,16 @@ class Store(Protocol):
     def size(self) -> int:
         """Return how many items can be taken."""
 
-    def add(self, record: Record, _item: object, /) -> None:
-        """Add an item, given in both its forms."""
+    is_large: bool
+
+    def add(self, record: Record, _item: object, /) -> bool:
+        """Add an item, given in both its forms; False: there is no room."""
+
+    def make_room(self, nbytes: int) -> None:
+        """Have room for so many bytes more; with 0, for what there is."""
+
+    def is_idle(self) -> bool:
+        """Return whether it keeps nothing at all."""
 
     def take(self) -> Record | None:
         """Take the next item out; None: there is none."""
@@ -208,8 +216,11 @@ class Ledger:
 
 # --- First in, first out -----------------------------------------------------------------
 
-FIRST, NEXT, TAIL = range(3)
-"""Numbers of items: the first one that is kept, the next one to take, the next one to come."""
+FIRST, NEXT, TAIL = 0, 8, 16
+"""Numbers of items: the first one that is kept, the next one to take, the next one to come.
+
+They lie apart, for two CPUs that write to the same 64 bytes wait for each other.
+"""
 ENTRY_WORDS, ENTRY_SHARE = 4, 128
 """An entry is four words, and there is one for so many bytes of an area."""
 POSITION, SIZE, TID, TAKER = range(4)
@@ -228,7 +239,9 @@ class Entry(NamedTuple):
 class Ring:
     """Items in the order in which they came; what is taken is forgotten.
 
-    The entries are a ring, and so are the bytes; the bytes of one item are never torn apart.
+    The entries are a ring, and so are the bytes; the bytes of one item are never torn apart. One
+    may add while another one takes: what is written for both, TAIL and NEXT, is each written by one
+    of them, last. All else needs both to stand still.
     """
 
     _oldest_word = NEXT
@@ -250,7 +263,7 @@ class Ring:
         self._area = area
         self.layout = area.layout
         self.words, self.memory = area.words, area.memory
-        self._is_large = area.nbytes > KEPT_BYTES
+        self.is_large = area.nbytes > KEPT_BYTES
         # What was found the last time: the number of the next item, which is given if nobody else
         # has put one since; bytes that are free, from .. to; the first number without an entry.
         self._tail, self._free, self._limit, self._last = -1, 0, 0, 0
@@ -264,17 +277,15 @@ class Ring:
         """Return how many items can be taken."""
         return self.words[TAIL] - self.words[NEXT]
 
-    def add(self, record: Record, _item: object = None) -> None:
-        """Add an item at the end."""
+    def add(self, record: Record, _item: object = None) -> bool:
+        """Add an item at the end; False: there is no room, see ``make_room``."""
         data, kind = record
         words, nbytes = self.words, len(data)
         tail = words[TAIL]
         # What was found free the last time still is, but for what we put there ourselves.
         is_free = tail == self._tail < self._last and self._free + nbytes < self._limit
         if not is_free and not self._find_room(tail, nbytes):
-            self._make_room(nbytes + 1)
-            self.add(record)
-            return
+            return False
         position = self._free
         start = self._data_at + position
         self.memory[start : start + nbytes] = data
@@ -284,6 +295,7 @@ class Ring:
         words[entry + TAKER] = 0
         words[TAIL] = self._tail = tail + 1
         self._free = position + nbytes + 1  # one more: an item without bytes has a place, too
+        return True
 
     def _find_room(self, tail: int, nbytes: int) -> bool:
         """Find out what is free, for entries and for bytes; False: not enough."""
@@ -314,9 +326,11 @@ class Ring:
         record = self.memory[start : start + (size >> 1)], size & 1
         words[NEXT] = number + 1
         self._ledger.note_taken()
-        if self._is_large and number + 1 == words[TAIL]:
-            self._make_room(0)
         return record
+
+    def is_idle(self) -> bool:
+        """Return whether it keeps nothing at all."""
+        return self.words[TAIL] == self.words[self._oldest_word]
 
     def _read(self, number: int) -> Record:
         entry = HEAD_WORDS + ENTRY_WORDS * (number & self._mask)
@@ -329,7 +343,7 @@ class Ring:
 
     # --- Another area --------------------------------------------------------------------
 
-    def _make_room(self, nbytes: int) -> None:
+    def make_room(self, nbytes: int) -> None:
         """Move to an area that has room for what is kept, and for so many bytes more."""
         numbers = range(self.words[NEXT], self.words[TAIL])
         self._fill_another([Entry(self._read(number)) for number in numbers], nbytes)
@@ -399,7 +413,7 @@ class Keeper(Ring):
         # Each of these is looked at each time, until they are left behind, which takes as long as
         # there are items.
         if done * done > MANY_DONE + self.size():
-            self._make_room(0)
+            self.make_room(0)
         return True
 
     def _forget(self) -> None:
@@ -410,8 +424,8 @@ class Keeper(Ring):
                 break
             first += 1
         words[FIRST] = first
-        if first == words[TAIL] and self._area.nbytes > KEPT_BYTES:
-            self._make_room(0)
+        if first == words[TAIL] and self.is_large:
+            self.make_room(0)
 
     def unfinished(self) -> int:
         """Return how many items are not done; what is counted is what there is to wait for."""
@@ -448,7 +462,8 @@ class Keeper(Ring):
                 break
             words[NEXT] += 1
 
-    def _make_room(self, nbytes: int) -> None:
+    def make_room(self, nbytes: int) -> None:
+        """Move to an area that has room for what is kept, and for so many bytes more."""
         self._fill_another(self._entries(), nbytes)
 
     def _entries(self) -> list[Entry]:
@@ -500,6 +515,7 @@ class Stack:
         self._area = area
         self.layout = area.layout
         self.words, self.memory = area.words, area.memory
+        self.is_large = area.nbytes > KEPT_BYTES
         self._most = area.nbytes // PLACE_SHARE
         self._data_at = 8 * (HEAD_WORDS + 2 * self._most)
         self._room = area.nbytes - self._data_at
@@ -511,9 +527,10 @@ class Stack:
     def _list_at(self, which: int) -> int:
         return HEAD_WORDS + which * self._most
 
-    def add(self, record: Record, item: object = None) -> None:
+    def add(self, record: Record, item: object = None) -> bool:
         """Add an item at its place."""
         self._put(record, self._index_for(item) if self._is_sorted else self.size())
+        return True
 
     def append(self, record: Record) -> None:
         """Add an item at the end."""
@@ -523,7 +540,7 @@ class Stack:
         count, which = self.size(), self.words[ORDER] & 1
         nbytes = 8 + (len(record[0]) + 7) // 8 * 8
         if count == self._most or self.words[END] + nbytes > self._room:
-            self._fill_another([self._read(number) for number in range(count)], nbytes)
+            self.make_room(nbytes)
             which = 0
         self._insert(self._write(record, nbytes), index, count, which)
 
@@ -572,8 +589,6 @@ class Stack:
         self._ledger.note_taken()
         if count == 1:
             words[END] = 0
-            if self._area.nbytes > KEPT_BYTES:
-                self._fill_another([], 0)
         elif place + 8 + (len(record[0]) + 7) // 8 * 8 == words[END]:
             words[END] = place
         return record
@@ -589,8 +604,15 @@ class Stack:
         """Drop what can be taken."""
         self.words[ORDER] &= 1
 
+    def is_idle(self) -> bool:
+        """Return whether it keeps nothing at all."""
+        return self.size() == 0
+
+    def make_room(self, nbytes: int) -> None:
+        """Move to an area that has room for what there is, and for so many bytes more."""
+        self._fill_another([self._read(number) for number in range(self.size())], nbytes)
+
     def _fill_another(self, records: list[Record], nbytes: int) -> None:
-        """Move to an area that has room for these, and for so many bytes more."""
         needed = nbytes + 2 * sum(len(data) + 16 for data, _ in records)
         room = _bytes_for(
             lambda size: 2 * len(records) < size // PLACE_SHARE and needed <= size // 2
