@@ -293,8 +293,8 @@ class Ring:
         words[entry] = position
         words[entry + SIZE] = nbytes << 1 | kind
         words[entry + TAKER] = 0
-        words[TAIL] = self._tail = tail + 1
         self._free = position + nbytes + 1  # one more: an item without bytes has a place, too
+        words[TAIL] = self._tail = tail + 1
         return True
 
     def _find_room(self, tail: int, nbytes: int) -> bool:
