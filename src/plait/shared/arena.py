@@ -340,6 +340,7 @@ known: WeakValueDictionary[tuple[bytes, int], Any] = WeakValueDictionary()
 """What was made of cells in this process: one object for each, however often it arrives."""
 _made_by = [os.getpid()]
 _next: list[int] = [CELLS]
+_forks = [0]  # so often has this process been copied: with all that it had
 
 
 def new_cell(kind: int, label: str, *, recursive: bool = False) -> Cell:
@@ -363,12 +364,13 @@ def new_cell(kind: int, label: str, *, recursive: bool = False) -> Cell:
     libc.init_mutex(arena.region.address + offset, recursive=recursive)
     cell.words[NAME] = arena.label(label)
     cell.words[KIND] = kind
-    finalize(cell, _give_back, arena, offset, cell.travels, os.getpid())
+    finalize(cell, _give_back, arena, offset, cell.travels, (os.getpid(), _forks[0]))
     return cell
 
 
-def _give_back(arena: Arena, offset: int, travels: list[None], pid: int) -> None:
-    if travels or pid != os.getpid() or owner_at(arena, offset):
+def _give_back(arena: Arena, offset: int, travels: list[None], made_in: tuple[int, int]) -> None:
+    """Have a cell be given out again, if nobody else can have it: no child either."""
+    if travels or made_in != (os.getpid(), _forks[0]) or owner_at(arena, offset):
         return
     Cell(arena, offset).words[KIND] = 0
     with _lock:
@@ -403,6 +405,14 @@ def cells_of(arena: Arena) -> Iterator[Cell]:
         cell = Cell(arena, CELLS_AT + number * CELL_BYTES)
         if cell.words[KIND]:
             yield cell
+
+
+def _count_fork() -> None:
+    _forks[0] += 1
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_count_fork)
 
 
 @atexit.register
