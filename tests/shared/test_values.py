@@ -618,6 +618,30 @@ def test_a_forked_child_keeps_what_its_parent_lets_go(run_python: Any) -> None:
     assert run_python("-c", FORKED).stdout == "6 9 9 9\n"
 
 
+FORKED_HOLDER = """
+import os, signal
+from plait import OwnerDied
+from plait.shared import Value
+value = Value(int)
+def hold(): value.acquire()
+hold()
+value.release()
+if pid := os.fork():
+    os.waitpid(pid, 0)
+    try:
+        value.add()
+    except OwnerDied as told:
+        print(told.pid == pid)
+else:
+    hold()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_forked_child_that_died_is_not_taken_for_its_parent(run_python: Any) -> None:
+    assert run_python("-c", FORKED_HOLDER).stdout == "True\n"
+
+
 def test_nothing_is_in_dev_shm() -> None:
     before = set(Path("/dev/shm").iterdir())
     held = [Array("B", MB), Array.of(np.ones(10)), Value(int), Counter()]

@@ -411,8 +411,15 @@ def _count_fork() -> None:
     _forks[0] += 1
 
 
+def _forget_after_fork() -> None:
+    global _lock
+    _lock = threading.RLock()
+    for arena in list(_arenas.values()):
+        arena.sites.clear()  # they say that it was our parent
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_count_fork)
+    os.register_at_fork(before=_count_fork, after_in_child=_forget_after_fork)
 
 
 @atexit.register
