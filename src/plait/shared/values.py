@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import errno
 import math
+import os
 import struct
 import sys
+import threading
 from array import array as standard_array
 from collections.abc import Iterable, Iterator
 from numbers import Integral
@@ -38,6 +40,25 @@ NUMBER, CODE = STATE, STATE + 1
 """The words of a value's cell: its number, and the code of its kind."""
 
 
+class _ThisThread(threading.local):
+    """Keeps what the system's number of the calling thread is: to ask for it is a system call."""
+
+    def __init__(self) -> None:
+        self.tid = threading.get_native_id()
+
+
+_this_thread = _ThisThread()
+
+
+def _forget_after_fork() -> None:
+    global _this_thread
+    _this_thread = _ThisThread()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_after_fork)
+
+
 # --- One number --------------------------------------------------------------------------
 
 
@@ -59,6 +80,7 @@ class _Number(RLock, Generic[T]):
         at = self._cell.offset + libc.MUTEX_BYTES + 8 * NUMBER
         part = memoryview(self._cell.arena.region.memory)[at : at + struct.calcsize(code)]
         self._number: memoryview[Any] = part.cast(code)  # type: ignore[call-overload]
+        self._owner = self._cell.owner_word
 
     def _store(self, number: T) -> None:
         _store(self._number, 0, number, self._cell)
@@ -170,13 +192,16 @@ class Value(_Number[T]):
 
     @value.setter
     def value(self, number: T) -> None:
-        words = self._words  # a stroke, as the others; written out, for it is in every += 1
+        # It is in every `with value: value.value += 1`: so it is quick where this thread has it
+        # already, and written out, not made of _begin_stroke and _end_stroke, where it has not.
+        if self._owner[0] & libc.OWNER_MASK == _this_thread.tid:
+            self._store(number)
+            return
+        words = self._words
         if code := libc.try_lock(self._mutex):
             self._acquire_slowly(code, caller(1), FOREVER)
         holder, words[WHO] = words[WHO], 0
         try:
-            self._number[0] = number
-        except (TypeError, ValueError):
             self._store(number)
         finally:
             words[WHO] = holder
