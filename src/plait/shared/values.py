@@ -195,7 +195,10 @@ class Value(_Number[T]):
         # It is in every `with value: value.value += 1`: so it is quick where this thread has it
         # already, and written out, not made of _begin_stroke and _end_stroke, where it has not.
         if self._owner[0] & libc.OWNER_MASK == _this_thread.tid:
-            self._store(number)
+            try:
+                self._number[0] = number
+            except (TypeError, ValueError):
+                self._store(number)
             return
         words = self._words
         if code := libc.try_lock(self._mutex):
