@@ -260,7 +260,7 @@ def test_every_way_to_do_a_workload_is_an_engine(name: str) -> None:
 
 
 def verdict(workload: Workload, *families: str, predicted_s: float | None = None) -> choice.Verdict:
-    choices = [choice.Choice(family, 2, predicted_s, "") for family in families]
+    choices = [choice.Choice(family, 2, predicted_s, "", took_s=2.0) for family in families]
     return choice.Verdict(workload, 1.02, "Pool x 2", 0.5, choices, 1.0, 1.2)
 
 
@@ -273,9 +273,9 @@ def test_a_choice_is_right_if_it_is_right_each_time() -> None:
     )
 
 
-def test_a_prediction_is_compared_with_the_measured_time_if_there_is_one() -> None:
+def test_a_prediction_is_compared_with_what_the_same_run_took_if_there_is_one() -> None:
     assert verdict(WORKLOADS["zlib"], "threads").predicted is None
-    assert verdict(WORKLOADS["zlib"], "threads", predicted_s=1.3).predicted == 1.3
+    assert verdict(WORKLOADS["zlib"], "threads", predicted_s=1.3).predicted == 0.65
 
 
 def test_the_bars_are_over_all_workloads() -> None:
@@ -368,6 +368,10 @@ def plan_of(station: Station, made: Ground) -> choice.Choice:
     return choice.chosen(station, "sleeps of 10 ms", 40, made)
 
 
+def followed(station: Station, made: Ground) -> choice.Choice:
+    return choice.followed(station, "sleeps of 10 ms", 40, made)
+
+
 def test_a_choice_is_that_of_plait_without_options(prepared: Ground, tmp_path: Path) -> None:
     with (tmp_path / "log").open("w") as log:
         host = Host("plait auto", log)
@@ -376,6 +380,18 @@ def test_a_choice_is_that_of_plait_without_options(prepared: Ground, tmp_path: P
     assert found.backend == "threads"
     assert found.workers > 2
     assert str(found) == f"threads x {found.workers}"
+
+
+def test_a_run_that_is_followed_tells_what_was_foretold_and_what_it_took(
+    prepared: Ground, tmp_path: Path
+) -> None:
+    with (tmp_path / "log").open("w") as log:
+        host = Host("plait auto", log)
+        found = host.call(followed, (prepared,), limit_s=60)
+        host.close()
+    assert found.backend == "threads"
+    assert found.predicted_s is not None
+    assert found.took_s >= 0.01
 
 
 def pid_of(station: Station) -> int:
