@@ -642,6 +642,33 @@ def test_a_forked_child_that_died_is_not_taken_for_its_parent(run_python: Any) -
     assert run_python("-c", FORKED_HOLDER).stdout == "True\n"
 
 
+FORKED_WRITER = """
+import os, threading
+from plait.shared import Value, values
+value = Value(int)
+with value:  # the child, which has another number, is not to believe that it has the lock
+    value.value = 1
+    if pid := os.fork():
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    else:
+        os._exit(10 + (values._this_thread.tid == threading.get_native_id()))
+"""
+
+
+def test_a_forked_child_does_not_take_its_parents_lock_for_its_own(run_python: Any) -> None:
+    assert run_python("-c", FORKED_WRITER).stdout == "11\n"
+
+
+def test_no_number_is_cut_under_its_own_lock_either() -> None:
+    value = Value("b", 1, "n")
+    with value:
+        with pytest.raises(OverflowError, match="128 does not fit into Value 'n'"):
+            value.value = 128
+        value.value = 127
+    assert value.value == 127
+    assert not value.locked()
+
+
 def test_nothing_is_in_dev_shm() -> None:
     before = set(Path("/dev/shm").iterdir())
     held = [Array("B", MB), Array.of(np.ones(10)), Value(int), Counter()]
