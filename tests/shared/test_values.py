@@ -307,6 +307,22 @@ def test_who_dies_while_it_writes_leaves_the_number_as_it_was(child: StartChild)
     assert value.value == 5
 
 
+def test_who_dies_at_any_moment_spoils_nothing(child: StartChild) -> None:
+    counter = Counter()
+    for _ in range(5):
+        other = child("counter = load()\ncounter.add()\nsay(1)\nwhile True: counter.add()", counter)
+        assert other.hear() == 1
+        before = counter.value
+        other.kill()
+        try:
+            after = counter.add()
+        except OwnerDied as told:  # it was within add
+            assert told.pid in (0, other.pid)  # noqa: PT017  it may be, or not
+            after = counter.add()
+        assert after > before
+        assert not counter.locked()
+
+
 # --- Many numbers ------------------------------------------------------------------------
 
 
@@ -433,6 +449,7 @@ def test_numpy_takes_an_array_as_it_is() -> None:
     assert np.asarray(array, "f8").tolist() == [5, 2]
     with pytest.raises(ValueError, match="copied"):
         np.asarray(array, "f8", copy=False)
+    assert Array.of([[1, 2], [3, 4]])[1, 0] == 3
     every_second = np.arange(10.0)[::2]
     assert Array.of(every_second).view().tolist() == [0, 2, 4, 6, 8]
 
@@ -670,7 +687,9 @@ def test_no_number_is_cut_under_its_own_lock_either() -> None:
 
 
 def test_nothing_is_in_dev_shm() -> None:
-    before = set(Path("/dev/shm").iterdir())
+    before = set(os.listdir("/dev/shm"))  # noqa: PTH208
     held = [Array("B", MB), Array.of(np.ones(10)), Value(int), Counter()]
-    assert set(Path("/dev/shm").iterdir()) <= before
+    new = set(os.listdir("/dev/shm")) - before  # noqa: PTH208
+    others = ("sem.", "joblib_")  # of other programs, which may run at the same time
+    assert not {name for name in new if not name.startswith(others)}
     assert held

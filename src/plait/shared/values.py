@@ -257,7 +257,8 @@ class Array(RLock):
     which is an RLock with all that one promises.
 
     Memory is taken as it is written to, whatever the length. Nobody has to free it: the kernel does
-    when the last process has let go of the array and all views, or has ended.
+    when the last process has let go of the array and all views, or has ended. Each process that has
+    an array has two file descriptors for it; for many small ones there is ``shape``.
 
     Args:
         kind: int (64 bits), float or bool, a code of ``struct``, one of ``?bBhHiIqQfd``, or a
@@ -294,10 +295,11 @@ class Array(RLock):
             self._flat[:] = self._packed(numbers)
 
     @classmethod
-    def of(
-        cls, array: np.ndarray[Any, Any], *, name: str = "", on_owner_death: str = "raise"
-    ) -> Self:
-        """Return a copy of a numpy array, of the same shape and dtype."""
+    def of(cls, content: Any, *, name: str = "", on_owner_death: str = "raise") -> Self:
+        """Return a copy of a numpy array (or what makes one), of the same shape and dtype."""
+        import numpy as np
+
+        array = np.asarray(content)
         made = cls(array.dtype, shape=array.shape, name=name, on_owner_death=on_owner_death)
         made.view()[...] = array
         return made
