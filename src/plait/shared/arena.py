@@ -291,11 +291,6 @@ class Cell:
         return libc.owner_of(self._mutex_words)
 
     @property
-    def owner_word(self) -> memoryview[int]:
-        """The word that says who holds it, see ``libc.owner_word``."""
-        return libc.owner_word(self._mutex_words)
-
-    @property
     def label(self) -> str:
         """What it is called in messages: Lock 'results'."""
         return self.arena.text(self.words[NAME])

@@ -78,9 +78,10 @@ class _Number(RLock, Generic[T]):
     def _find_number(self) -> None:
         code = chr(self._words[CODE])
         at = self._cell.offset + libc.MUTEX_BYTES + 8 * NUMBER
-        part = memoryview(self._cell.arena.region.memory)[at : at + struct.calcsize(code)]
+        region = self._cell.arena.region
+        part = memoryview(region.memory)[at : at + struct.calcsize(code)]
         self._number: memoryview[Any] = part.cast(code)  # type: ignore[call-overload]
-        self._owner = self._cell.owner_word
+        self._owner = libc.owner_word(region.words(self._cell.offset, libc.MUTEX_BYTES, "I"))
 
     def _store(self, number: T) -> None:
         _store(self._number, 0, number, self._cell)
