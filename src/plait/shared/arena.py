@@ -136,18 +136,21 @@ class Arena:
 
     def add_text(self, text: str) -> int:
         """Keep a text for all processes, as long as the arena lasts: its number; 0: no room."""
-        data = text.encode(errors="replace")[:LONGEST_TEXT_BYTES]
-        data = len(data).to_bytes(2, "little") + data
+        data = _text_data(text)
         with self.guard:
-            end = TEXTS_AT + self._counters[0]
-            place = self.region.memory.find(data, TEXTS_AT, end)  # also in the midst of others
-            if place < 0:
-                place = end
-                if place + len(data) > SEATS_AT:
-                    return 0
-                self.region.memory[place : place + len(data)] = data
-                self._counters[0] = place + len(data) - TEXTS_AT
-        return place - TEXTS_AT + 1  # 0 is for none
+            at = self._counters[0]
+            place = TEXTS_AT + at
+            if place + len(data) > SEATS_AT:
+                return 0
+            self.region.memory[place : place + len(data)] = data
+            self._counters[0] = at + len(data)
+        return at + 1  # 0 is for none
+
+    def find_text(self, text: str) -> int:
+        """Return the number of a text that any process has added; 0: there is none."""
+        # Found in the midst of others it reads the same.
+        end = TEXTS_AT + self._counters[0]
+        return max(0, self.region.memory.find(_text_data(text), TEXTS_AT, end) - TEXTS_AT + 1)
 
     @property
     def has_room(self) -> bool:
@@ -175,7 +178,8 @@ class Arena:
         The key is ``id(code) + f_lasti``: that lies within the object of the code, so it means
         nothing else for as long as the object is kept.
         """
-        number = self.add_text(f"{_process_name()}\t{_place_in(frame)}") or NO_TEXT
+        text = f"{_process_name()}\t{_place_in(frame)}"
+        number = self.find_text(text) or self.add_text(text) or NO_TEXT
         with _lock:
             if len(self._codes) >= MOST_SITES:
                 self.forget_sites()
@@ -224,6 +228,11 @@ class Arena:
         """Yield all seats that were ever taken."""
         for number in range(self._counters[1]):
             yield Seat(self, number)
+
+
+def _text_data(text: str) -> bytes:
+    data = text.encode(errors="replace")[:LONGEST_TEXT_BYTES]
+    return len(data).to_bytes(2, "little") + data
 
 
 # The 32-bit words of a seat, then (from TEXT_AT) a text. TAIL holds 64-bit words.
