@@ -146,6 +146,7 @@ def main(commands: BinaryIO, answers: BinaryIO) -> None:
     locks.LOOK_S = SOON_S
     while head := commands.read(8):
         fn, args = cloudpickle.loads(commands.read(int.from_bytes(head, "big")))
+        reply: tuple[Any, BaseException | None]
         try:
             reply = fn(*args), None
         except BaseException as error:

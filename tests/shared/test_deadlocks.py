@@ -127,10 +127,10 @@ def test_the_error_has_a_text_for_each_member_and_can_be_pickled() -> None:
         except DeadlockError as error:
             errors.append(error)
     end_of_thread("other")
-    (error,) = errors
-    assert len(error.members) == 2
-    copy = pickle.loads(pickle.dumps(error))
-    assert (str(copy), copy.members) == (str(error), error.members)
+    (told,) = errors
+    assert len(told.members) == 2
+    copy = pickle.loads(pickle.dumps(told))
+    assert (str(copy), copy.members) == (str(told), told.members)
 
 
 @both
