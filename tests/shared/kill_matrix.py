@@ -38,6 +38,7 @@ from plait.shared.memory import HEAD_BYTES, Place, Region
 WORKERS = 6
 LONGEST_S = 30.0  # what takes longer hangs
 PAUSE_S = 0.006  # between two kills, at most
+DYING_S = 5.0
 WORDS = 64  # of a game's own, beside what it is about
 STOP, OPERATIONS, TOLD = range(3)  # of the supervisor's board; then two words for each worker
 
@@ -79,7 +80,7 @@ def ends_now(pid: int) -> bool:
     except ProcessLookupError:
         return True
     try:
-        return bool(select.select([fd], [], [], 5.0)[0])
+        return bool(select.select([fd], [], [], DYING_S)[0])
     finally:
         os.close(fd)
 

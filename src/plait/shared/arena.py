@@ -71,13 +71,17 @@ WORDS = (CELL_BYTES - libc.MUTEX_BYTES) // 8
 class Guard:
     """A robust mutex for moments, ``with guard:``; where its owner died the next one goes on.
 
-    What it guards has to be in order after each single write.
+    What it guards has to be in order after each single write. Ctrl-C that comes right before
+    ``__exit__`` leaves it locked, until its thread comes by again or ends. Where others cannot
+    wait for that: ``try: guard.lock() ... finally: unlock(guard.mutex)``. Before a function of C
+    Python does not look for signals, and to unlock what one has not locked does nothing.
     """
 
     def __init__(self, address: int) -> None:
         self.mutex = libc.mutex_at(address)
 
-    def __enter__(self) -> None:
+    def lock(self) -> None:
+        """Lock it."""
         code = libc.try_lock(self.mutex)
         while code:
             if code == errno.EOWNERDEAD:
@@ -88,6 +92,8 @@ class Guard:
             if code not in (errno.EBUSY, errno.ETIMEDOUT):
                 raise OSError(code, os.strerror(code))
             code = libc.lock_until(self.mutex, GUARD_S)
+
+    __enter__ = lock
 
     def __exit__(self, *_: object) -> None:
         libc.unlock(self.mutex)
@@ -137,13 +143,16 @@ class Arena:
     def add_text(self, text: str) -> int:
         """Keep a text for all processes, as long as the arena lasts: its number; 0: no room."""
         data = _text_data(text)
-        with self.guard:
+        try:
+            self.guard.lock()
             at = self._counters[0]
             place = TEXTS_AT + at
             if place + len(data) > SEATS_AT:
                 return 0
             self.region.memory[place : place + len(data)] = data
             self._counters[0] = at + len(data)
+        finally:
+            libc.unlock(self.guard.mutex)
         return at + 1  # 0 is for none
 
     def find_text(self, text: str) -> int:
@@ -207,7 +216,8 @@ class Arena:
         return seat
 
     def _take_seat(self) -> Seat:
-        with self.guard:
+        try:
+            self.guard.lock()
             for number in self._seats_to_try(self._counters[1]):
                 seat = Seat(self, number)
                 if number >= self._counters[1]:
@@ -216,6 +226,8 @@ class Arena:
                     continue
                 seat.take()
                 return seat
+        finally:
+            libc.unlock(self.guard.mutex)
         raise RuntimeError(f"more than {SEATS} threads use the shared data of one process")
 
     def _seats_to_try(self, taken: int) -> Iterator[int]:
@@ -247,6 +259,7 @@ class Seat:
 
     Attributes:
         word_address: of the futex that it may wait on.
+        mode: one word. To set ``mode[0] = IDLE`` is wait_no_more() where Ctrl-C may come.
     """
 
     def __init__(self, arena: Arena, number: int) -> None:
@@ -255,6 +268,7 @@ class Seat:
         self._at = SEATS_AT + number * SEAT_BYTES
         self._small = arena.region.words(self._at, 24, "I")
         self._large = arena.region.words(self._at, STACK_AT)
+        self.mode = self._small[MODE : MODE + 1]
         self.word_address = arena.region.address + self._at
 
     def take(self) -> None:

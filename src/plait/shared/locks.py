@@ -18,7 +18,18 @@ from typing import Any
 
 from plait.errors import DeadlockError, OwnerDied
 from plait.shared import deadlocks, libc
-from plait.shared.arena import COUNT, SINCE, WHO, Cell, Seat, cell_at, known, new_cell, only_one
+from plait.shared.arena import (
+    COUNT,
+    IDLE,
+    SINCE,
+    WHO,
+    Cell,
+    Seat,
+    cell_at,
+    known,
+    new_cell,
+    only_one,
+)
 
 __all__ = ["LOOK_S", "Lock", "RLock", "check_timeout"]
 
@@ -200,7 +211,7 @@ class Lock:
                         deadlocks.look(seat)
         finally:
             if seat is not None:
-                seat.wait_no_more()
+                seat.mode[0] = IDLE
 
     def _sit_down(self, frame: FrameType, since_ns: int, *, ends: bool) -> Seat | None:
         """Say that this thread waits here; None: all seats are taken, and it waits unseen."""
@@ -222,7 +233,7 @@ class Lock:
         """Take over from an owner that has ended: tell of it, or go on."""
         holder = self._cell.holder
         libc.consistent(self._mutex)
-        self._words[COUNT] = 0
+        self._words[COUNT] = self._words[WHO] = 0
         if self._on_owner_death == "raise":
             libc.unlock(self._mutex)
             raise OwnerDied.of(self._cell.label, *holder)
