@@ -224,7 +224,7 @@ def pretend_to_wait(lock: Lock) -> None:
 
 
 def age_seat(lock: Lock) -> None:
-    lock._cell.arena.seat()._large[arena.STARTED] -= 1
+    lock._cell.arena.seat()._large[arena.START] -= 1
 
 
 def test_a_cycle_that_does_not_hold_this_thread_is_left_to_its_members(

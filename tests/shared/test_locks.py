@@ -8,6 +8,7 @@ import gc
 import math
 import os
 import pickle
+import resource
 import signal
 import threading
 import time
@@ -715,7 +716,7 @@ def test_a_seat_is_not_that_of_a_later_thread_of_the_same_number(soon: None) -> 
     lock = Lock()
     seat = lock._cell.arena.seat()
     assert not seat.is_free
-    seat._large[arena.STARTED] += 1
+    seat._large[arena.START] += 1
     assert seat.is_free
 
 
@@ -737,3 +738,19 @@ def test_two_processes_count_together(tmp_path: Path) -> None:
         for one in two:
             one.answer()
     assert path.read_text() == "600"
+
+
+def test_who_cannot_be_looked_up_is_not_taken_for_dead(puppet: Puppet) -> None:
+    def look_without_files() -> tuple[bool, bool]:
+        me = os.getpid()
+        lock = Lock()
+        seat = lock._cell.arena.seat()
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, most[1]))
+        try:
+            return arena.is_alive(me, me), seat.is_free
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, most)
+
+    assert puppet.do(look_without_files) == (True, False)
+    assert not arena.is_alive(1 << 22, 1 << 22)

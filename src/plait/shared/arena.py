@@ -43,12 +43,14 @@ __all__ = [
     "new_cell",
     "only_one",
     "short_stack",
+    "start_of",
+    "whoami",
 ]
 
 ARENA = "arena"
 CELLS, CELL_BYTES = 256, 256
-TEXT_BYTES = 1024 * 1024  # of all this, memory is taken only where something was written
-SEATS, SEAT_BYTES = 4096, 512
+TEXT_BYTES = 512 * 1024  # of all this, memory is taken only where something was written
+SEATS, SEAT_BYTES = 1024, 512
 GUARD_AT = HEAD_BYTES
 COUNTERS_AT = GUARD_AT + libc.MUTEX_BYTES
 CELLS_AT = COUNTERS_AT + 64
@@ -249,7 +251,7 @@ def _text_data(text: str) -> bytes:
 
 # The 32-bit words of a seat, then (from TEXT_AT) a text. TAIL holds 64-bit words.
 WORD, PID, TID, MODE, CELL = range(5)
-TICKET, WAITS_SINCE, STARTED = 3, 4, 5
+TICKET, WAITS_SINCE, START = 3, 4, 5
 STACK_AT = 48
 IDLE, WAITING, WAITING_SHORTLY = 1, 2, 3
 
@@ -275,7 +277,7 @@ class Seat:
         """Have it be that of the calling thread; it is free again when that has ended."""
         self._small[MODE] = 0
         self._small[PID], self._small[TID] = os.getpid(), threading.get_native_id()
-        self._large[STARTED] = started_at(self.pid, self.tid) or 0
+        self._large[START] = max(0, start_of(self.pid, self.tid))
         self._small[MODE] = IDLE
 
     @property
@@ -296,10 +298,7 @@ class Seat:
     @property
     def is_free(self) -> bool:
         """Whether its thread is no more; another one may have its number by now."""
-        if not self._small[MODE]:
-            return True
-        started, noted = started_at(self.pid, self.tid), self._large[STARTED]
-        return started == 0 or (started is not None and noted not in (0, started))
+        return not self._small[MODE] or not is_alive(self.pid, self.tid, self._large[START])
 
     # --- What its thread waits for -------------------------------------------------------
 
@@ -533,15 +532,17 @@ def _keep_at_exit() -> None:
 # --- Processes and places ----------------------------------------------------------------
 
 
-def is_alive(pid: int, tid: int) -> bool:
-    """Whether a thread of a process is there, and no zombie."""
-    return started_at(pid, tid) != 0
+def is_alive(pid: int, tid: int, start: int = 0) -> bool:
+    """Whether a thread of a process is there, and no zombie; the one with this start, if given."""
+    found = start_of(pid, tid)
+    return found < 0 or (found > 0 and start in (0, found))
 
 
-def started_at(pid: int, tid: int) -> int | None:
-    """Return when a thread was started, in the kernel's ticks: it tells it from later ones.
+def start_of(pid: int, tid: int) -> int:
+    """Return when a thread began, as the system counts it; 0: it has ended.
 
-    0: it is no more. None: that cannot be found out, say since too many files are open.
+    Numbers are used again: with this they mean one thread only. -1: it cannot be found out, say
+    since too many files are open; then nobody is to be taken for dead.
     """
     try:
         with open(f"/proc/{pid}/task/{tid}/stat", "rb") as file:  # noqa: PTH123
@@ -549,8 +550,13 @@ def started_at(pid: int, tid: int) -> int | None:
     except (FileNotFoundError, ProcessLookupError):
         return 0
     except OSError:
-        return None
+        return -1
     return 0 if fields[0] in (b"Z", b"X") else int(fields[19])
+
+
+def whoami() -> str:
+    """Return who this process is, as texts tell it: its number and its name."""
+    return f"{os.getpid()} {_process_name()}"
 
 
 def _process_name() -> str:

@@ -233,7 +233,8 @@ class Lock:
         """Take over from an owner that has ended: tell of it, or go on."""
         holder = self._cell.holder
         libc.consistent(self._mutex)
-        self._words[COUNT] = self._words[WHO] = 0
+        self._words[COUNT] = 0
+        self._words[WHO] = 0
         if self._on_owner_death == "raise":
             libc.unlock(self._mutex)
             raise OwnerDied.of(self._cell.label, *holder)
