@@ -17,6 +17,7 @@ import platform
 import sys
 import threading
 import time
+from typing import Any
 
 __all__ = [
     "MUTEX_BYTES",
@@ -25,6 +26,7 @@ __all__ = [
     "init_mutex",
     "is_supported",
     "lock_until",
+    "mutex_at",
     "owner_of",
     "owner_word",
     "try_lock",
@@ -40,7 +42,7 @@ _TID_MASK = 0x3FFF_FFFF
 OWNER_MASK = _TID_MASK
 """What of a mutex's word is the system's number of the thread that holds it."""
 _WAIT, _WAKE, _EVERYBODY = 0, 1, 0x7FFF_FFFF
-_FUTEX = {"x86_64": 202, "aarch64": 98, "riscv64": 98, "ppc64le": 221, "s390x": 238}
+_FUTEX = {"x86_64": 202, "aarch64": 98, "riscv64": 98, "ppc64le": 221}  # all little-endian
 
 
 class _Timespec(ctypes.Structure):
@@ -53,7 +55,10 @@ def _timespec(seconds: float) -> _Timespec:
 
 
 is_supported = (
-    sys.platform == "linux" and hasattr(os, "memfd_create") and platform.machine() in _FUTEX
+    sys.platform == "linux"
+    and hasattr(os, "memfd_create")
+    and platform.machine() in _FUTEX
+    and sys.maxsize > 1 << 32
 )
 """Whether this system has all of that: Linux. (Elsewhere: untested, so refused.)"""
 
@@ -61,11 +66,17 @@ if is_supported:
     _held = ctypes.PyDLL(None)  # holds the GIL
     _free = ctypes.CDLL(None, use_errno=True)
     try_lock = _held.pthread_mutex_trylock
-    """Lock a mutex, given as a c_void_p: 0, EBUSY, or EOWNERDEAD; then it is locked, too."""
+    """Lock a mutex, from mutex_at: 0, EBUSY, or EOWNERDEAD; then it is locked, too."""
     unlock = _held.pthread_mutex_unlock
     """Unlock a mutex: 0, or EPERM where another thread holds it, or none."""
     consistent = _held.pthread_mutex_consistent
-    """Declare what a mutex guards to be in order again, after EOWNERDEAD."""
+    """Declare what a mutex guards to be in order again, after EOWNERDEAD; else EINVAL."""
+    _clocklock = getattr(_free, "pthread_mutex_clocklock", None)  # glibc 2.30
+
+
+def mutex_at(address: int) -> Any:
+    """Return a mutex for the functions here: a pointer in the form that ctypes is fastest with."""
+    return ctypes.byref(ctypes.c_char.from_address(address))
 
 
 def init_mutex(address: int, *, recursive: bool = False) -> None:
@@ -84,14 +95,19 @@ def _check(code: int) -> None:
         raise OSError(code, os.strerror(code))
 
 
-def lock_until(mutex: ctypes.c_void_p, seconds: float) -> int:
+def lock_until(mutex: Any, seconds: float) -> int:
     """Lock a mutex, and wait so long for it: 0, EOWNERDEAD, ETIMEDOUT, EDEADLK or another error.
 
     The C library goes on waiting where a signal comes: who wants to hear of Ctrl-C waits shortly.
     """
-    # Its clock is the wall clock, which may be set: callers wait again until their own time is up.
-    deadline = _timespec(time.time() + seconds)
-    code: int = _free.pthread_mutex_timedlock(mutex, ctypes.byref(deadline))
+    code: int
+    if _clocklock is not None:
+        deadline = _timespec(time.monotonic() + seconds)
+        code = _clocklock(mutex, time.CLOCK_MONOTONIC, ctypes.byref(deadline))
+    else:
+        # The wall clock may be set: callers wait again until their own time is up.
+        deadline = _timespec(time.time() + seconds)
+        code = _free.pthread_mutex_timedlock(mutex, ctypes.byref(deadline))
     return code
 
 
@@ -114,16 +130,16 @@ def owner_of(words: memoryview[int]) -> int:
 
 
 _place: list[int] = []
+_sample = ctypes.create_string_buffer(MUTEX_BYTES)  # never freed: Ctrl-C may leave it locked
 
 
 def _owner_word() -> int:
     """Find out where this C library keeps the owner: it is also what the kernel looks at."""
     if not _place:
-        memory = ctypes.create_string_buffer(MUTEX_BYTES)
-        mutex = ctypes.c_void_p(ctypes.addressof(memory))
-        init_mutex(ctypes.addressof(memory))
+        mutex = mutex_at(ctypes.addressof(_sample))
+        init_mutex(ctypes.addressof(_sample))
         try_lock(mutex)
-        words = [int.from_bytes(memory.raw[at : at + 4], sys.byteorder) for at in range(0, 64, 4)]
+        words = [int.from_bytes(_sample.raw[at : at + 4], sys.byteorder) for at in range(0, 64, 4)]
         unlock(mutex)
         me = threading.get_native_id()
         _place.append(next(n for n, word in enumerate(words) if word & _TID_MASK == me))

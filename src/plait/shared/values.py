@@ -22,7 +22,7 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from plait.shared import libc
-from plait.shared.arena import SINCE, STATE, WHO, Cell, cell_at, known
+from plait.shared.arena import SINCE, STATE, WHO, Cell, cell_at, only_one
 from plait.shared.locks import FOREVER, RLock, caller
 from plait.shared.memory import HEAD_BYTES, Place, Region
 
@@ -103,7 +103,8 @@ class _Number(RLock, Generic[T]):
             sum_: T = self._number[0]
             return sum_
         finally:
-            self._end_stroke(holder)
+            self._words[WHO] = holder
+            libc.unlock(self._mutex)
 
     def _exchange(self, number: T) -> T:
         holder = self._begin_stroke()
@@ -112,24 +113,28 @@ class _Number(RLock, Generic[T]):
             self._store(number)
             return before
         finally:
-            self._end_stroke(holder)
+            self._words[WHO] = holder
+            libc.unlock(self._mutex)
 
     def _begin_stroke(self) -> int:
-        """Acquire the lock for our caller's moment; return what _end_stroke needs.
+        """Acquire the lock for our caller's moment; return who is to be noted after it.
 
         To note who has it, where and since when would take longer than all the rest. So for this
         moment nobody is noted, instead of whoever had it before: that may be this thread, which
         is within its ``with value:`` and has to be noted again.
-        """
-        if code := libc.try_lock(self._mutex):
-            self._acquire_slowly(code, caller(2), FOREVER)
-        holder = self._words[WHO]
-        self._words[WHO] = 0
-        return holder
 
-    def _end_stroke(self, holder: int) -> None:
-        self._words[WHO] = holder
-        libc.unlock(self._mutex)
+        The end of it is written out by each caller: before a function of C Python does not look
+        for signals, and Ctrl-C cannot leave it locked.
+        """
+        try:
+            if code := libc.try_lock(self._mutex):
+                self._acquire_slowly(code, caller(2), FOREVER)
+            holder = self._words[WHO]
+            self._words[WHO] = 0
+            return holder
+        except BaseException as error:  # Ctrl-C, before our caller can know that it has it
+            self._let_go(error)
+            raise
 
     def _inherit(self) -> None:
         if not self._words[WHO]:  # it ended within a stroke, a moment after that began
@@ -193,22 +198,18 @@ class Value(_Number[T]):
 
     @value.setter
     def value(self, number: T) -> None:
-        # It is in every `with value: value.value += 1`: so it is quick where this thread has it
-        # already, and written out, not made of _begin_stroke and _end_stroke, where it has not.
+        # This thread has it already in every `with value: value.value += 1`.
         if self._owner[0] & libc.OWNER_MASK == _this_thread.tid:
             try:
                 self._number[0] = number
             except (TypeError, ValueError):
                 self._store(number)
             return
-        words = self._words
-        if code := libc.try_lock(self._mutex):
-            self._acquire_slowly(code, caller(1), FOREVER)
-        holder, words[WHO] = words[WHO], 0
+        holder = self._begin_stroke()
         try:
             self._store(number)
         finally:
-            words[WHO] = holder
+            self._words[WHO] = holder
             libc.unlock(self._mutex)
 
     def exchange(self, number: T) -> T:
@@ -224,7 +225,8 @@ class Value(_Number[T]):
                 self._store(number)
             return is_it
         finally:
-            self._end_stroke(holder)
+            self._words[WHO] = holder
+            libc.unlock(self._mutex)
 
 
 class Counter(_Number[int]):
@@ -440,13 +442,14 @@ def _arrive(
     form: Any,
     shape: tuple[int, ...],
 ) -> Array:
-    where, offset = place
-    array = known.get((where.ident, offset))
-    if array is None:
+    def make() -> Array:
         region, cell = Region.at(room, cls.__name__), cell_at(place, cls.__name__)
         array = cls.__new__(cls)
         array._lay_out(region, form, shape)  # noqa: SLF001
         array._set_up(cell, on_owner_death)  # noqa: SLF001
+        return array
+
+    array = only_one(place, make)
     assert isinstance(array, cls)
     return array
 
