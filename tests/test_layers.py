@@ -43,6 +43,8 @@ LAYERS = (
     "shared.arena",
     "shared.deadlocks",
     "shared.locks",
+    "shared.sections",
+    "shared.sync",
     "shared",
     "chunks",
     "model",

@@ -7,5 +7,17 @@ that dies while it holds a lock frees it, and the next one is told; a deadlock i
 
 from plait.shared.deadlocks import Holdings, Row, who_holds
 from plait.shared.locks import Lock, RLock
+from plait.shared.sync import Barrier, BoundedSemaphore, Condition, Event, Semaphore
 
-__all__ = ["Holdings", "Lock", "RLock", "Row", "who_holds"]
+__all__ = [
+    "Barrier",
+    "BoundedSemaphore",
+    "Condition",
+    "Event",
+    "Holdings",
+    "Lock",
+    "RLock",
+    "Row",
+    "Semaphore",
+    "who_holds",
+]

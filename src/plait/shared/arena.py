@@ -5,7 +5,10 @@ arrives there: so a thousand locks need few files. A cell is given out by the ar
 and is given out again only if it never left the process; what others may still have stays as it is
 until the whole arena goes.
 
-    head | guard, counters | cells | texts | seats
+    head | guard, counters | cells | texts | seats | tables
+
+Each cell has a table, too, for what its own words are too few for: who has how many permits, say.
+The tables take no memory before they are written to.
 
 Everything here is written so that a process may be killed between any two instructions: what is
 not whole is behind a counter or a mark that is written last.
@@ -43,6 +46,8 @@ __all__ = [
     "known",
     "new_cell",
     "short_stack",
+    "start_of",
+    "whoami",
 ]
 
 ARENA = "arena"
@@ -54,13 +59,15 @@ COUNTERS_AT = GUARD_AT + libc.MUTEX_BYTES
 CELLS_AT = COUNTERS_AT + 64
 TEXTS_AT = CELLS_AT + CELLS * CELL_BYTES
 SEATS_AT = TEXTS_AT + TEXT_BYTES
-ARENA_BYTES = SEATS_AT + SEATS * SEAT_BYTES - HEAD_BYTES
+TABLES_AT = SEATS_AT + SEATS * SEAT_BYTES
+TABLE_BYTES = 8 * 1024
+ARENA_BYTES = TABLES_AT + CELLS * TABLE_BYTES - HEAD_BYTES
 STACK_DEPTH = 4
 GUARD_S = 10.0
 
-# The words of a cell behind its mutex: by whom it is held, since when, how often; its kind and
-# name. STATE and what follows is for those who use it.
-WHO, SINCE, COUNT, KIND, NAME, STATE = range(6)
+# The words of a cell behind its mutex: by whom it is held, since when; how many have ended while
+# they held it; its kind and name. STATE and what follows is for those who use it.
+WHO, SINCE, DEATHS, KIND, NAME, STATE = range(6)
 WORDS = (CELL_BYTES - libc.MUTEX_BYTES) // 8
 
 
@@ -100,6 +107,7 @@ class Arena:
         self.sites: dict[int, int] = {}
         self._codes: list[CodeType] = []  # kept, for an id to go on meaning what it means
         self._seats = threading.local()
+        self._by_number: dict[int, Seat] = {}
 
     @classmethod
     def create(cls) -> Arena:
@@ -181,10 +189,22 @@ class Arena:
         for number in range(self._counters[1]):
             yield Seat(self, number)
 
+    def seat_at(self, number: int) -> Seat:
+        """Return a seat by its number."""
+        seat = self._by_number.get(number)
+        if seat is None:
+            seat = self._by_number[number] = Seat(self, number)
+        return seat
+
+    def tickets(self) -> list[int]:
+        """Return the tickets in all seats that were ever taken, in their order; 0: none."""
+        words = self.region.words(SEATS_AT, self._counters[1] * SEAT_BYTES)
+        return words[TICKET :: SEAT_BYTES // 8].tolist()
+
 
 # The 32-bit words of a seat, then (from TEXT_AT) a text. TAIL holds 64-bit words.
 WORD, PID, TID, MODE, CELL = range(5)
-TICKET, WAITS_SINCE = 3, 4
+TICKET, WAITS_SINCE, START = 3, 4, 5
 STACK_AT = 48
 IDLE, WAITING = 1, 2
 
@@ -193,11 +213,13 @@ class Seat:
     """Where one thread says what it waits for, so that others can wake it, and see it wait.
 
     Attributes:
-        word: the futex that it may wait on.
+        number: which one of the arena's.
+        word_address: of the futex that it may wait on.
     """
 
     def __init__(self, arena: Arena, number: int) -> None:
         self.arena = arena
+        self.number = number
         self._at = SEATS_AT + number * SEAT_BYTES
         self._small = arena.region.words(self._at, 24, "I")
         self._large = arena.region.words(self._at, STACK_AT)
@@ -206,7 +228,9 @@ class Seat:
     def take(self) -> None:
         """Have it be that of the calling thread; it is free again when that has ended."""
         self._small[MODE] = 0
+        self._large[TICKET] = 0
         self._small[PID], self._small[TID] = os.getpid(), threading.get_native_id()
+        self._large[START] = start_of(self.pid, self.tid)
         self._small[MODE] = IDLE
 
     @property
@@ -220,9 +244,39 @@ class Seat:
         return self._small[TID]
 
     @property
+    def start(self) -> int:
+        """When its thread began: tells it from another one that gets the same number."""
+        return self._large[START]
+
+    @property
     def is_free(self) -> bool:
         """Whether its thread is no more."""
-        return not self._small[MODE] or not is_alive(self.pid, self.tid)
+        return not self._small[MODE] or not self.is_alive
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether its thread is there, and is not another one that got the same number."""
+        return is_alive(self.pid, self.tid, self.start)
+
+    # --- What its thread is to be told ---------------------------------------------------
+
+    @property
+    def word(self) -> int:
+        """What its thread may wait to see changed (at ``word_address``)."""
+        return self._small[WORD]
+
+    @word.setter
+    def word(self, value: int) -> None:
+        self._small[WORD] = value
+
+    @property
+    def ticket(self) -> int:
+        """Where its thread stands in a queue; 0: in none."""
+        return self._large[TICKET]
+
+    @ticket.setter
+    def ticket(self, value: int) -> None:
+        self._large[TICKET] = value
 
     # --- What its thread waits for -------------------------------------------------------
 
@@ -291,6 +345,21 @@ class Cell:
         return libc.owner_of(self._mutex_words)
 
     @property
+    def is_abandoned(self) -> bool:
+        """Whether the mutex is free because its owner has ended, and none has been told yet."""
+        return libc.is_abandoned(self._mutex_words)
+
+    @property
+    def is_mine(self) -> bool:
+        """Whether the calling thread holds the mutex."""
+        return self.owner == threading.get_native_id()
+
+    @property
+    def depth(self) -> int:
+        """How often its owner, who asks, has locked it; for recursive ones."""
+        return libc.depth_of(self._mutex_words)
+
+    @property
     def label(self) -> str:
         """What it is called in messages: Lock 'results'."""
         return self.arena.text(self.words[NAME])
@@ -300,6 +369,12 @@ class Cell:
         """Where others find it; from now on they may have it."""
         self.travels.append(None)
         return self.arena.region.place, self.offset
+
+    @property
+    def table(self) -> memoryview[int]:
+        """Its table: signed words; a new cell may find there what another one has left."""
+        number = (self.offset - CELLS_AT) // CELL_BYTES
+        return self.arena.region.words(TABLES_AT + number * TABLE_BYTES, TABLE_BYTES, "q")
 
     def address_of(self, word: int) -> int:
         """Return the address of a word, to wait on it."""
@@ -415,11 +490,22 @@ def _keep_at_exit() -> None:
 # --- Processes and places ----------------------------------------------------------------
 
 
-def is_alive(pid: int, tid: int) -> bool:
-    """Whether a thread of a process is there, and no zombie."""
+def is_alive(pid: int, tid: int, start: int = 0) -> bool:
+    """Whether a thread of a process is there, and no zombie; the one with this start, if given."""
+    found = start_of(pid, tid)
+    return found > 0 and start in (0, found)
+
+
+def start_of(pid: int, tid: int) -> int:
+    """Return when a thread began, as the system counts it; 0: it has ended.
+
+    Numbers are used again: with this they mean one thread only.
+    """
     with suppress(OSError), open(f"/proc/{pid}/task/{tid}/stat", "rb") as file:  # noqa: PTH123
-        return file.read().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
-    return False
+        fields = file.read().rpartition(b")")[2].split()
+        if fields[0] not in (b"Z", b"X"):
+            return int(fields[19])
+    return 0
 
 
 def whoami() -> str:
