@@ -624,10 +624,10 @@ class Event:
 
 # --- Barrier -----------------------------------------------------------------------------
 
-# NOW is its state, above that why it is broken, or whose turn it is to act. PHASE changes when those who wait have to look.
-# ENDING is nonzero while they are told, one after the other: what they are told, the state that
-# comes then, and why. The table has a mark for each seat: a state of those below, above that who
-# waits there, or why it is broken.
+# NOW is its state, above that why it is broken, or whose turn it is to act. PHASE changes when
+# those who wait have to look. ENDING is nonzero while they are told, one after the other: what they
+# are told, the state that comes then, and why. The table has a mark for each seat: one of AWAY to
+# FAILS; above that who waits there, or why it is broken.
 NOW, PARTIES, PHASE, ENDING = range(STATE, STATE + 4)
 FILLING, ACTING, BROKEN = range(3)
 AWAY, WAITS, PASSES, FAILS = range(4)
