@@ -65,13 +65,13 @@ class TestCondition(lock_tests.ConditionTests):  # type: ignore[misc]
 
 class TestConditionWithLock(TestCondition):
     @staticmethod
-    def condtype() -> shared.Condition:
+    def condtype() -> shared.Condition:  # type: ignore[override]
         return shared.Condition(shared.Lock())
 
 
 class TestThreadingsConditionWithOurLocks(TestCondition):
     @staticmethod
-    def condtype() -> threading.Condition:
+    def condtype() -> threading.Condition:  # type: ignore[override]
         return threading.Condition(shared.RLock())  # type: ignore[arg-type]
 
 
@@ -87,7 +87,8 @@ class TestSemaphoreThatKeepsNoBalance(lock_tests.SemaphoreTests):  # type: ignor
         return shared.Semaphore(value, on_owner_death="ignore")
 
     def test_constructor(self) -> None:
-        self.assertRaises(ValueError, self.semtype, value=-1)
+        with pytest.raises(ValueError, match="value=-1 must be 0 or more"):
+            self.semtype(value=-1)
 
 
 @but(test_repr=REPR)

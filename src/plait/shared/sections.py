@@ -9,17 +9,28 @@ of what it finds the state before the step, or after it. Ctrl-C in the midst of 
 from __future__ import annotations
 
 import errno
+import math
 import os
 import sys
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from time import monotonic
+from typing import Any, TypeVar
 
 from plait.shared import libc
-from plait.shared.arena import Cell, start_of
+from plait.shared.arena import Cell, cell_at, known, start_of
 
-__all__ = ["Section", "futex_of", "is_running", "me"]
+__all__ = [
+    "Section",
+    "arrive",
+    "end_of",
+    "futex_of",
+    "is_running",
+    "label_of",
+    "me",
+    "nothing",
+    "settle",
+]
 
-P = ParamSpec("P")
 T = TypeVar("T")
 PATIENCE_S = 10.0
 START_BITS = 40
@@ -41,13 +52,13 @@ class Section:
         self._mutex = cell.mutex
         self._repair = repair
 
-    def run(self, step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    def run(self, step: Callable[..., T], *args: Any) -> T:
         """Run a function, which shall be short and wait for nothing."""
         is_inner = False
         try:
             if code := libc.try_lock(self._mutex):
                 is_inner = self._enter(code)
-            return step(*args, **kwargs)
+            return step(*args)
         except BaseException:  # Ctrl-C, between two words perhaps
             if not is_inner and self._cell.is_mine:
                 self._repair()
@@ -74,6 +85,39 @@ class Section:
 def futex_of(cell: Cell, word: int) -> int:
     """Return the address of the half of a word that changes, to wait on it."""
     return cell.address_of(word) + (4 if sys.byteorder == "big" else 0)
+
+
+def nothing() -> None:
+    """Repair what is in order after each word."""
+
+
+# --- What is made of a cell ----------------------------------------------------------------
+
+
+def label_of(cls: type[Any], name: str) -> str:
+    """Return what a cell is called in messages: Event 'ready'."""
+    return f"{cls.__name__} {name!r}" if name else cls.__name__
+
+
+def settle(cell: Cell, thing: object) -> None:
+    """Have this be the one object for its cell in this process."""
+    known[cell.arena.region.ident, cell.offset] = thing
+
+
+def arrive(cls: type[Any], place: Any, *args: Any) -> Any:
+    """Return the object of this process for a cell that was made by another, perhaps."""
+    where, offset = place
+    found = known.get((where.ident, offset))
+    if found is None:
+        found = object.__new__(cls)
+        found._set_up(cell_at(place, cls.__name__), *args)
+    assert isinstance(found, cls)
+    return found
+
+
+def end_of(timeout: float | None) -> float:
+    """Return when so many seconds are over; None: never."""
+    return math.inf if timeout is None else monotonic() + timeout
 
 
 # --- Processes, as words -----------------------------------------------------------------
