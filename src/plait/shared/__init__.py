@@ -9,9 +9,17 @@ from plait.shared.deadlocks import Holdings, Row, who_holds
 from plait.shared.locks import Lock, RLock
 from plait.shared.pipes import Connection, Pipe
 from plait.shared.queues import LifoQueue, PriorityQueue, Queue, ShutDown
+from plait.shared.sync import Barrier, BoundedSemaphore, Condition, Event, Semaphore
+from plait.shared.values import Array, Counter, Value
 
 __all__ = [
+    "Array",
+    "Barrier",
+    "BoundedSemaphore",
+    "Condition",
     "Connection",
+    "Counter",
+    "Event",
     "Holdings",
     "LifoQueue",
     "Lock",
@@ -20,6 +28,8 @@ __all__ = [
     "Queue",
     "RLock",
     "Row",
+    "Semaphore",
     "ShutDown",
+    "Value",
     "who_holds",
 ]
