@@ -40,7 +40,6 @@ LAYERS = (
     "wire_errors",
     "shared.libc",
     "shared.memory",
-    "shared.identity",
     "shared.arena",
     "shared.deadlocks",
     "shared.locks",

@@ -21,9 +21,9 @@ from typing import Any, Self
 from weakref import WeakSet
 
 from plait.shared.arena import known
-from plait.shared.identity import is_running, me
 from plait.shared.memory import HEAD_BYTES, Region
 from plait.shared.queues import LOOK_S, Queue, ShutDown
+from plait.shared.sections import is_running, me
 from plait.shared.stores import Record, decode, encode
 
 __all__ = ["Connection", "Pipe"]

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 from plait.errors import DeadlockError
 from plait.shared import libc
 from plait.shared.arena import STATE, Cell, cell_at, known, new_cell
-from plait.shared.identity import is_running, me
 from plait.shared.memory import HEAD_BYTES, Region
+from plait.shared.sections import is_running, me
 from plait.shared.stores import (
     AREAS_AT,
     Area,

@@ -15,15 +15,17 @@ from __future__ import annotations
 
 import copy
 import mmap
+import os
 import pickle
 import sys
 import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
+from weakref import WeakSet
 
 from plait import wire
-from plait.shared.identity import is_running, me, own
 from plait.shared.memory import HEAD_BYTES, Region
+from plait.shared.sections import is_running, me
 
 __all__ = [
     "AREAS_AT",
@@ -156,6 +158,9 @@ def _bytes_for(fits: Callable[[int], bool]) -> int:
     return nbytes
 
 
+UNKNOWN = -1
+
+
 class Ledger:
     """How many items each process has taken that are not done, in the queue's region.
 
@@ -167,18 +172,18 @@ class Ledger:
 
     def __init__(self, region: Region) -> None:
         self._words = region.words(HEAD_BYTES, 16 * self.LINES, "q")
-        self._who, self._line = -1, 0
+        self._line = UNKNOWN
+        _ledgers.add(self)
 
     def note_taken(self) -> None:
         """Say that this process has taken an item."""
-        if self._who != own[0]:
+        if self._line == UNKNOWN:
             self._line = self._find_line()
-            self._who = me()
         self._words[self._line + 1] += 1
 
     def note_done(self) -> None:
         """Say that an item is done, by whomever it was taken."""
-        if self._who == me() and self._words[self._line + 1] > 0:
+        if self._line > 0 and self._words[self._line + 1] > 0:
             self._words[self._line + 1] -= 1
             return
         lines = range(2, 2 * self._used(), 2)
@@ -194,6 +199,10 @@ class Ledger:
         for line in range(2, 2 * self._used(), 2):
             if self._words[line + 1] and not is_running(self._words[line]):
                 self._words[line + 1] = 0
+
+    def forget_line(self) -> None:
+        """Find the line of this process anew: it is another one now."""
+        self._line = UNKNOWN
 
     def _used(self) -> int:
         free = (n for n in range(1, self.LINES) if not self._words[2 * n])
@@ -212,6 +221,18 @@ class Ledger:
             return 0
         self._words[2 * used] = me()
         return 2 * used
+
+
+_ledgers: WeakSet[Ledger] = WeakSet()
+
+
+def _forget_lines() -> None:
+    for ledger in _ledgers:
+        ledger.forget_line()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_lines)
 
 
 # --- First in, first out -----------------------------------------------------------------
