@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pickle
 import platform
 import queue
 from collections.abc import Callable, Iterable, Iterator
@@ -66,6 +67,8 @@ RINGS, EXPECTED, AWAKE = range(3)
 OPEN, DRAINING, DROPPED = 0, 1, 2
 EVERYBODY = 0x7FFF_FFFF
 NOTHING = None, True
+MAIN = b"__main__"
+_dumps, _loads = pickle.dumps, pickle.loads
 
 
 class Bell:
@@ -197,7 +200,11 @@ class Queue:
         """
         if timeout is not None:
             _check(block, timeout)
-        record = encode(item)
+        try:  # as in encode, which does the rest
+            data = _dumps(item, 5)
+        except Exception:  # noqa: BLE001  cloudpickle may do better
+            data = MAIN
+        record = encode(item) if MAIN in data else (data, 0)
         code = 0  # as in _locked, which would take a tenth more time
         try:
             code = _try_lock(self._put_mutex)
@@ -239,7 +246,8 @@ class Queue:
             self._ring(self._putters)
         if self._store.is_large:
             self._shrink()
-        return decode(record)
+        data, kind = record  # as in decode
+        return decode(record) if kind else _loads(data)
 
     def put_nowait(self, item: object) -> None:
         """Put an item if there is room for it. Raises as ``put(item, block=False)``."""
