@@ -185,6 +185,23 @@ def take_one_and_sleep(end: Connection) -> None:
     signal.pause()
 
 
+def test_a_sender_is_told_of_the_death_of_the_other_end(quick: None) -> None:
+    here, there = Pipe()
+    pid = forked(take_one_and_sleep, there)
+    there.close()
+    here.send(1)
+    assert here.recv() == 1
+    os.kill(pid, signal.SIGKILL)
+    wait_dead(pid)
+    with pytest.raises(BrokenPipeError):
+        send_for_ever(here)
+
+
+def send_for_ever(end: Connection) -> None:
+    while True:
+        end.send("anybody there?")
+
+
 def test_a_child_is_told_of_its_parents_death(quick: None) -> None:
     """It has the parent's end by the fork, as with ``multiprocessing``, but does not use it."""
     read, write = os.pipe()

@@ -114,6 +114,7 @@ class Connection:
         self._holders, self._side = holders, side
         self._incoming, self._outgoing = incoming, outgoing
         self._is_closed = False
+        self._look_at = 0.0
         known[holders.region.ident, side] = self
         self._do(holders.add, HELD, side, 1)
         _open.add(self)
@@ -261,6 +262,9 @@ class Connection:
 
     def _send(self, record: Record) -> None:
         outgoing = self._usable(self._outgoing, "send")
+        if (now := monotonic()) >= self._look_at:  # who has died does not say so
+            self._look_at = now + LOOK_S
+            self._end_if_alone()
         while True:
             try:
                 outgoing.put_record(record, LOOK_S)
