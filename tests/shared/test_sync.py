@@ -656,9 +656,8 @@ def test_a_process_may_be_killed_at_any_step(name: str) -> None:
 
 
 def work_for_ever(
-    ready: Event, semaphore: Semaphore, event: Event, condition: Condition, barrier: Barrier
+    semaphore: Semaphore, event: Event, condition: Condition, barrier: Barrier
 ) -> None:
-    ready.set()
     while True:
         with semaphore:
             event.set()
@@ -675,25 +674,42 @@ def work_for_ever(
             barrier.reset()
 
 
-def test_processes_are_killed_at_random_and_the_others_go_on() -> None:
-    dice = random.Random(7)
-    semaphore, event, condition, barrier = BoundedSemaphore(2), Event(), Condition(), Barrier(2)
-    things = (semaphore, event, condition, barrier)
-    children = []
-    for number in range(32):
-        ready = Event()
-        children.append(in_subprocess(work_for_ever, ready, *things))
-        assert ready.wait(LONG)
-        if number >= 2:
-            time.sleep(dice.random() * 0.02)  # the time of its death, not a wait
-            kill(children.pop(dice.randrange(len(children))))
+def kill_at_random(seed: int) -> str:
+    """Have three processes use all of it at once, and kill and replace one after the other."""
+    warnings.simplefilter("ignore")
+    dice = random.Random(seed)
+    things = BoundedSemaphore(2), Event(), Condition(), Barrier(2)
+    children: list[int] = []
+    for _ in range(32):
+        children.append(fork(work_for_ever, *things))
+        if len(children) == 3:
+            time.sleep(dice.random() * 0.02)  # the time of a death, not a wait
+            end(children.pop(dice.randrange(3)))
     for child in children:
-        kill(child)
+        end(child)
+    return check_all(*things)
+
+
+def fork(function: Callable[..., object], *args: Any) -> int:
+    pid = os.fork()
+    if not pid:
+        try:
+            function(*args)
+        finally:
+            os._exit(1)
+    return pid
+
+
+def end(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+    assert os.WIFSIGNALED(os.waitpid(pid, 0)[1])  # it had not failed before
+
+
+def check_all(semaphore: Semaphore, event: Event, condition: Condition, barrier: Barrier) -> str:
     assert semaphore.acquire(timeout=LONG)
     assert semaphore.acquire(timeout=LONG)
     assert not semaphore.acquire(blocking=False)
     semaphore.release(2)
-    assert semaphore.get_value() == 2
     event.set()
     assert event.wait(LONG)
     try:
@@ -707,3 +723,13 @@ def test_processes_are_killed_at_random_and_the_others_go_on() -> None:
     other.start()
     barrier.wait(LONG)
     other.join()
+    return f"{semaphore!r} {barrier!r}"
+
+
+def test_processes_are_killed_at_random_and_the_others_go_on() -> None:
+    with in_subprocess(kill_at_random, 7) as child:
+        assert child.stdout is not None
+        told = pickle.loads(child.stdout.read())
+    assert told == (
+        "<plait.shared BoundedSemaphore: value=2/2> <plait.shared Barrier: waiters=0/2>"
+    )
