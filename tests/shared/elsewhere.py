@@ -53,7 +53,8 @@ class Elsewhere:
 
     def start(self, function: Callable[..., Any], *args: Any) -> Future[Any]:
         if self.name == "server" or self.name == "spawn":
-            executor = plait.Executor(backend="processes", max_workers=1, start_method=self.name)
+            how: Any = self.name
+            executor = plait.Executor(backend="processes", max_workers=1, start_method=how)
             self._stack.callback(executor.shutdown)
             return executor.submit(function, *args)
         done: Future[Any] = Future()

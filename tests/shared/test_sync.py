@@ -15,6 +15,7 @@ import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from threading import BrokenBarrierError
 from typing import Any
 
@@ -530,30 +531,26 @@ def crash_in_semaphore() -> int:
 
 
 def crash_while_the_dead_are_reaped() -> int:
-    semaphore = BoundedSemaphore(1)
-
-    def work() -> None:
-        semaphore.acquire(timeout=0)
-        semaphore.release()
-
-    def check() -> None:
-        assert semaphore.acquire(timeout=LONG)
-        semaphore.release()
-        pid = os.fork()
-        if not pid:
-            semaphore.acquire()
-            kill_me()
-        os.waitpid(pid, 0)
+    number, got_there = 0, True
+    while got_there:
+        semaphore = BoundedSemaphore(2)
+        os.waitpid(fork(take_all_and_die, semaphore), 0)
         assert semaphore.get_value() == 0
-
-    check()
-    number = 0
-    while kill_at(number, work):
-        assert semaphore.acquire(timeout=LONG)
-        semaphore.release()
-        check()
+        got_there = kill_at(number, partial(take_and_give, semaphore))
+        assert take_until_none(semaphore) == 2
         number += 1
     return number
+
+
+def take_all_and_die(semaphore: Semaphore) -> None:
+    while semaphore.acquire():
+        if not semaphore.get_value():
+            kill_me()
+
+
+def take_and_give(semaphore: Semaphore) -> None:
+    assert semaphore.acquire(timeout=0)
+    semaphore.release()
 
 
 def crash_in_event() -> int:
