@@ -150,7 +150,7 @@ class Lock:
         traceback: TracebackType | None,
     ) -> None:
         self._words[WHO] = 0
-        if _unlock(self._mutex):
+        if _unlock(self._mutex) and error is None:  # an error that is on its way tells more
             self._refuse()
 
     def _refuse(self) -> None:
@@ -267,7 +267,7 @@ class RLock(Lock):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if _unlock(self._mutex):
+        if _unlock(self._mutex) and error is None:
             self._refuse()
 
 
