@@ -20,7 +20,7 @@ import pytest
 
 import plait
 from plait.errors import DeadlockError, OwnerDied, SharedDataGone
-from plait.shared import Lock, RLock, arena, libc, locks, who_holds
+from plait.shared import Lock, RLock, arena, libc, locks
 from tests.conftest import PROCESS_WAYS, Way, only
 from tests.shared.puppet import (
     SOON_S,
