@@ -7,6 +7,21 @@ that dies while it holds a lock frees it, and the next one is told; a deadlock i
 
 from plait.shared.deadlocks import Holdings, Row, who_holds
 from plait.shared.locks import Lock, RLock
+from plait.shared.sync import Barrier, BoundedSemaphore, Condition, Event, Semaphore
 from plait.shared.values import Array, Counter, Value
 
-__all__ = ["Array", "Counter", "Holdings", "Lock", "RLock", "Row", "Value", "who_holds"]
+__all__ = [
+    "Array",
+    "Barrier",
+    "BoundedSemaphore",
+    "Condition",
+    "Counter",
+    "Event",
+    "Holdings",
+    "Lock",
+    "RLock",
+    "Row",
+    "Semaphore",
+    "Value",
+    "who_holds",
+]

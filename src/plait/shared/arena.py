@@ -5,7 +5,10 @@ arrives there: so a thousand locks need few files. A cell is given out by the ar
 and is given out again only if it never left the process, by pickle or by fork; what others may
 still have stays as it is until the whole arena goes.
 
-    head | guard, counters | cells | texts | seats
+    head | guard, counters | cells | texts | seats | tables
+
+Each cell has a table, too, for what its own words are too few for: who has how many permits, say.
+The tables take no memory before they are written to.
 
 Everything here is written so that a process may be killed between any two instructions: what is
 not whole is behind a counter or a mark that is written last.
@@ -56,7 +59,9 @@ COUNTERS_AT = GUARD_AT + libc.MUTEX_BYTES
 CELLS_AT = COUNTERS_AT + 64
 TEXTS_AT = CELLS_AT + CELLS * CELL_BYTES
 SEATS_AT = TEXTS_AT + TEXT_BYTES
-ARENA_BYTES = SEATS_AT + SEATS * SEAT_BYTES - HEAD_BYTES
+TABLES_AT = SEATS_AT + SEATS * SEAT_BYTES
+TABLE_BYTES = 8 * 1024
+ARENA_BYTES = TABLES_AT + CELLS * TABLE_BYTES - HEAD_BYTES
 STACK_DEPTH = 4
 GUARD_S = 10.0
 MOST_SITES = 4096
@@ -64,9 +69,9 @@ LONGEST_TEXT_BYTES = 2000
 NO_TEXT = 1  # the first text is empty; 0 is for none
 
 # The words of a cell behind its mutex: by whom it is held (the process, in the upper half, and the
-# number of a text), since when, how often; its kind and name. STATE and what follows is for those
-# who use it.
-WHO, SINCE, COUNT, KIND, NAME, STATE = range(6)
+# number of a text), since when; how many have ended while they held it; its kind and name. STATE
+# and what follows is for those who use it.
+WHO, SINCE, DEATHS, KIND, NAME, STATE = range(6)
 WORDS = (CELL_BYTES - libc.MUTEX_BYTES) // 8
 
 
@@ -113,6 +118,7 @@ class Arena:
         self._codes: list[CodeType] = []  # kept, for an id to go on meaning what it means
         self._seats = threading.local()
         self.free: list[int] = []  # cells to give out, by their offsets
+        self._by_number: dict[int, Seat] = {}
 
     @classmethod
     def create(cls) -> Arena:
@@ -243,6 +249,18 @@ class Arena:
         for number in range(self._counters[1]):
             yield Seat(self, number)
 
+    def seat_at(self, number: int) -> Seat:
+        """Return a seat by its number."""
+        seat = self._by_number.get(number)
+        if seat is None:
+            seat = self._by_number[number] = Seat(self, number)
+        return seat
+
+    def tickets(self) -> list[int]:
+        """Return the tickets in all seats that were ever taken, in their order; 0: none."""
+        words = self.region.words(SEATS_AT, self._counters[1] * SEAT_BYTES)
+        return words[TICKET :: SEAT_BYTES // 8].tolist()
+
 
 def _text_data(text: str) -> bytes:
     data = text.encode(errors="replace")[:LONGEST_TEXT_BYTES]
@@ -260,6 +278,7 @@ class Seat:
     """Where one thread says what it waits for, so that others can wake it, and see it wait.
 
     Attributes:
+        number: which one of the arena's.
         word_address: of the futex that it may wait on.
         mode: one word. To set ``mode[0] = IDLE`` is wait_no_more() where Ctrl-C may come.
     """
@@ -276,6 +295,7 @@ class Seat:
     def take(self) -> None:
         """Have it be that of the calling thread; it is free again when that has ended."""
         self._small[MODE] = 0
+        self._large[TICKET] = 0
         self._small[PID], self._small[TID] = os.getpid(), threading.get_native_id()
         self._large[START] = max(0, start_of(self.pid, self.tid))
         self._small[MODE] = IDLE
@@ -296,9 +316,39 @@ class Seat:
         return self.pid == os.getpid() and self.tid == threading.get_native_id()
 
     @property
+    def start(self) -> int:
+        """When its thread began: tells it from another one that gets the same number."""
+        return self._large[START]
+
+    @property
     def is_free(self) -> bool:
-        """Whether its thread is no more; another one may have its number by now."""
-        return not self._small[MODE] or not is_alive(self.pid, self.tid, self._large[START])
+        """Whether its thread is no more."""
+        return not self._small[MODE] or not self.is_alive
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether its thread is there, and is not another one that got the same number."""
+        return is_alive(self.pid, self.tid, self.start)
+
+    # --- What its thread is to be told ---------------------------------------------------
+
+    @property
+    def word(self) -> int:
+        """What its thread may wait to see changed (at ``word_address``)."""
+        return self._small[WORD]
+
+    @word.setter
+    def word(self, value: int) -> None:
+        self._small[WORD] = value
+
+    @property
+    def ticket(self) -> int:
+        """Where its thread stands in a queue; 0: in none."""
+        return self._large[TICKET]
+
+    @ticket.setter
+    def ticket(self, value: int) -> None:
+        self._large[TICKET] = value
 
     # --- What its thread waits for -------------------------------------------------------
 
@@ -377,6 +427,21 @@ class Cell:
         return libc.owner_of(self._mutex_words)
 
     @property
+    def is_abandoned(self) -> bool:
+        """Whether the mutex is free because its owner has ended, and none has been told yet."""
+        return libc.is_abandoned(self._mutex_words)
+
+    @property
+    def is_mine(self) -> bool:
+        """Whether the calling thread holds the mutex."""
+        return self.owner == threading.get_native_id()
+
+    @property
+    def depth(self) -> int:
+        """How often its owner, who asks, has locked it; for recursive ones."""
+        return libc.depth_of(self._mutex_words)
+
+    @property
     def label(self) -> str:
         """What it is called in messages: Lock 'results'."""
         return self.arena.text(self.words[NAME])
@@ -386,6 +451,12 @@ class Cell:
         """Where others find it; from now on they may have it."""
         self.travels.append(None)
         return self.arena.region.place, self.offset
+
+    @property
+    def table(self) -> memoryview[int]:
+        """Its table: signed words; a new cell may find there what another one has left."""
+        number = (self.offset - CELLS_AT) // CELL_BYTES
+        return self.arena.region.words(TABLES_AT + number * TABLE_BYTES, TABLE_BYTES, "q")
 
     def address_of(self, word: int) -> int:
         """Return the address of a word, to wait on it."""

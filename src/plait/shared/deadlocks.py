@@ -15,7 +15,7 @@ from time import monotonic_ns
 from typing import NamedTuple
 
 from plait.errors import DeadlockError
-from plait.shared.arena import ARENA, Arena, Cell, Seat, arenas, cells_of
+from plait.shared.arena import ARENA, WHO, Arena, Cell, Seat, arenas, cells_of
 from plait.shared.memory import regions_of
 
 __all__ = ["Holdings", "Row", "look", "who_holds"]
@@ -168,7 +168,7 @@ def who_holds() -> Holdings:
                 waiting.setdefault(offset, []).append(text)
         for cell in cells_of(arena):
             owner = cell.owner
-            if owner:
+            if owner and cell.words[WHO]:  # a mutex inside of a Semaphore, say, has no WHO
                 holder = cell.holder
                 texts = tuple(waiting.get(cell.offset, ()))
                 row = Row(cell.label, _pid_of(owner), owner, holder.held_s, holder.stack, texts)

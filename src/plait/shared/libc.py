@@ -23,7 +23,9 @@ __all__ = [
     "MUTEX_BYTES",
     "OWNER_MASK",
     "consistent",
+    "depth_of",
     "init_mutex",
+    "is_abandoned",
     "is_supported",
     "lock_until",
     "mutex_at",
@@ -38,7 +40,7 @@ __all__ = [
 MUTEX_BYTES = 64
 """So much room has a mutex; it needs 40 bytes on most machines, 48 on some."""
 _ERRORCHECK, _RECURSIVE, _ROBUST, _SHARED = 2, 1, 1, 1
-_TID_MASK = 0x3FFF_FFFF
+_TID_MASK, _OWNER_DIED = 0x3FFF_FFFF, 0x4000_0000
 OWNER_MASK = _TID_MASK
 """What of a mutex's word is the system's number of the thread that holds it."""
 _WAIT, _WAKE, _EVERYBODY = 0, 1, 0x7FFF_FFFF
@@ -129,6 +131,11 @@ def owner_of(words: memoryview[int]) -> int:
     return owner
 
 
+def is_abandoned(words: memoryview[int]) -> bool:
+    """Whether the kernel has freed a mutex, as its owner ended, and none has locked it since."""
+    return words[_owner_word()] & _OWNER_DIED != 0
+
+
 _place: list[int] = []
 _sample = ctypes.create_string_buffer(MUTEX_BYTES)  # never freed: Ctrl-C may leave it locked
 
@@ -144,6 +151,34 @@ def _owner_word() -> int:
         me = threading.get_native_id()
         _place.append(next(n for n, word in enumerate(words) if word & _TID_MASK == me))
     return _place[0]
+
+
+def depth_of(words: memoryview[int]) -> int:
+    """Return how often a recursive mutex is locked by its owner, who asks; words as above."""
+    at, first = _depth_word()
+    return words[at] - first + 1
+
+
+_depth: list[tuple[int, int]] = []
+
+
+def _depth_word() -> tuple[int, int]:
+    """Find out where this C library counts that, and what it counts for the first time."""
+    if not _depth:
+        memory = ctypes.create_string_buffer(MUTEX_BYTES)
+        mutex = ctypes.c_void_p(ctypes.addressof(memory))
+        init_mutex(ctypes.addressof(memory), recursive=True)
+        words = memoryview(memory).cast("B").cast("I")
+        try_lock(mutex)
+        once = words.tolist()
+        try_lock(mutex)
+        try_lock(mutex)
+        thrice = words.tolist()
+        for _ in range(3):
+            unlock(mutex)
+        at = next(n for n, word in enumerate(once) if thrice[n] == word + 2)
+        _depth.append((at, once[at]))
+    return _depth[0]
 
 
 def wait_word(address: int, value: int, seconds: float | None) -> bool:
@@ -164,9 +199,9 @@ def wait_word(address: int, value: int, seconds: float | None) -> bool:
     return done == 0 or ctypes.get_errno() != errno.ETIMEDOUT
 
 
-def wake_word(address: int, count: int = _EVERYBODY) -> None:
-    """Wake so many of those who wait for a word."""
-    _held.syscall(
+def wake_word(address: int, count: int = _EVERYBODY) -> int:
+    """Wake so many of those who wait for a word; return how many did so."""
+    woken: int = _held.syscall(
         _FUTEX[platform.machine()],
         ctypes.c_void_p(address),
         ctypes.c_int(_WAKE),
@@ -175,3 +210,4 @@ def wake_word(address: int, count: int = _EVERYBODY) -> None:
         None,
         ctypes.c_int(0),
     )
+    return woken

@@ -19,7 +19,7 @@ from typing import Any
 from plait.errors import DeadlockError, OwnerDied
 from plait.shared import deadlocks, libc
 from plait.shared.arena import (
-    COUNT,
+    DEATHS,
     IDLE,
     SINCE,
     WHO,
@@ -150,7 +150,7 @@ class Lock:
         traceback: TracebackType | None,
     ) -> None:
         self._words[WHO] = 0
-        if _unlock(self._mutex):
+        if _unlock(self._mutex) and error is None:  # an error that is on its way tells more
             self._refuse()
 
     def _refuse(self) -> None:
@@ -164,6 +164,34 @@ class Lock:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _arrive, (type(self), self._cell.place, self._on_owner_death)
+
+    # --- What a Condition asks of a lock; the names are threading's ------------------------
+
+    def _is_owned(self) -> bool:
+        """Whether the calling thread has it."""
+        return self._cell.is_mine
+
+    def _release_save(self) -> int:
+        """Release it however often it was acquired, and return how often that was."""
+        if not self._is_owned():
+            self.release()  # tells that it cannot be
+        depth = self._cell.depth if self._recursive else 1
+        for _ in range(depth):
+            _unlock(self._mutex)
+        return depth
+
+    def _acquire_restore(self, depth: int) -> None:
+        """Acquire it as often as it was before."""
+        self._acquire_at(caller(1))
+        for _ in range(depth - 1):
+            _try_lock(self._mutex)
+
+    def _acquire_at(self, frame: FrameType) -> bool:
+        """Acquire it for somebody else than the caller: for who stands at this place."""
+        if code := _try_lock(self._mutex):
+            return self._acquire_slowly(code, frame, FOREVER)
+        self._cell.note_holder(frame)
+        return True
 
     # --- Where it is not free ------------------------------------------------------------
 
@@ -233,8 +261,8 @@ class Lock:
         """Take over from an owner that has ended: tell of it, or go on."""
         holder = self._cell.holder
         libc.consistent(self._mutex)
-        self._words[COUNT] = 0
         self._words[WHO] = 0
+        self._words[DEATHS] += 1
         if self._on_owner_death == "raise":
             libc.unlock(self._mutex)
             raise OwnerDied.of(self._cell.label, *holder)
@@ -267,8 +295,12 @@ class RLock(Lock):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if _unlock(self._mutex):
+        if _unlock(self._mutex) and error is None:
             self._refuse()
+
+    def _recursion_count(self) -> int:
+        """Return how often the calling thread has it."""
+        return self._cell.depth if self._is_owned() else 0
 
 
 def check_timeout(blocking: bool, timeout: float) -> None:  # noqa: FBT001
