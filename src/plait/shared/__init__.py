@@ -7,6 +7,8 @@ that dies while it holds a lock frees it, and the next one is told; a deadlock i
 
 from plait.shared.deadlocks import Holdings, Row, who_holds
 from plait.shared.locks import Lock, RLock
+from plait.shared.pipes import Connection, Pipe
+from plait.shared.queues import LifoQueue, PriorityQueue, Queue, ShutDown
 from plait.shared.sync import Barrier, BoundedSemaphore, Condition, Event, Semaphore
 from plait.shared.values import Array, Counter, Value
 
@@ -15,13 +17,19 @@ __all__ = [
     "Barrier",
     "BoundedSemaphore",
     "Condition",
+    "Connection",
     "Counter",
     "Event",
     "Holdings",
+    "LifoQueue",
     "Lock",
+    "Pipe",
+    "PriorityQueue",
+    "Queue",
     "RLock",
     "Row",
     "Semaphore",
+    "ShutDown",
     "Value",
     "who_holds",
 ]
