@@ -6,6 +6,8 @@ that dies while it holds a lock frees it, and the next one is told; a deadlock i
 """
 
 from plait.shared.deadlocks import Holdings, Row, who_holds
+from plait.shared.dicts import Dict
+from plait.shared.lists import List
 from plait.shared.locks import Lock, RLock
 
-__all__ = ["Holdings", "Lock", "RLock", "Row", "who_holds"]
+__all__ = ["Dict", "Holdings", "List", "Lock", "RLock", "Row", "who_holds"]
