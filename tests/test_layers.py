@@ -47,6 +47,7 @@ LAYERS = (
     "shared.replica",
     "shared.lists",
     "shared.dicts",
+    "shared.races",
     "shared",
     "chunks",
     "model",

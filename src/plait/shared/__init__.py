@@ -9,5 +9,6 @@ from plait.shared.deadlocks import Holdings, Row, who_holds
 from plait.shared.dicts import Dict
 from plait.shared.lists import List
 from plait.shared.locks import Lock, RLock
+from plait.shared.races import checked
 
-__all__ = ["Dict", "Holdings", "List", "Lock", "RLock", "Row", "who_holds"]
+__all__ = ["Dict", "Holdings", "List", "Lock", "RLock", "Row", "checked", "who_holds"]

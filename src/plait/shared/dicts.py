@@ -14,14 +14,14 @@ from collections.abc import (
     ValuesView,
 )
 from reprlib import recursive_repr
-from typing import Any, TypeVar, overload, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from plait import wire
 from plait.shared.replica import WHOLE, Change, DataLock, Replica, intern
 
 if TYPE_CHECKING:
-    from plait.shared.memory import Place
     from plait.shared.locks import RLock
+    from plait.shared.memory import Place
 
 __all__ = ["Dict"]
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, MutableSequence
 from operator import index as as_int
 from reprlib import recursive_repr
-from typing import Any, SupportsIndex, TypeVar, overload, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar, overload
 
 from plait.shared.replica import WHOLE, Change, DataLock, Replica, intern
 
 if TYPE_CHECKING:
-    from plait.shared.memory import Place
     from plait.shared.locks import RLock
+    from plait.shared.memory import Place
 
 __all__ = ["List"]
 
