@@ -25,7 +25,7 @@ import os
 import pickle
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = ["WHOLE", "Change", "DataLock", "Replica", "intern"]
 
-Content = TypeVar("Content")
+Content = TypeVar("Content", bound=Sized)
 Result = TypeVar("Result")
 Change = tuple[Any, ...]
 """What was done: the number of a kind of change, and what that needs. It is pickled."""
@@ -158,7 +158,7 @@ class Replica(Generic[Content]):
         self._fresh, self._apply = fresh, apply
         self._content = fresh()
         self._seen = STALE
-        self._limit = 0
+        self._limit = self._few = self._few_limit = 0
 
     @classmethod
     def create(
@@ -281,7 +281,9 @@ class Replica(Generic[Content]):
                 self._seen = new
                 break
             self._seen = STALE
-        if where.stop > self._limit:
+        if where.stop > self._limit or (
+            where.stop > self._few_limit and len(self._content) < self._few
+        ):
             self._begin_anew(new)
 
     def _begin_anew(self, state: int) -> None:
@@ -296,9 +298,13 @@ class Replica(Generic[Content]):
             self._set_limit(self._seen)
 
     def _set_limit(self, state: int) -> None:
-        """Say where the log is long enough: longer than 64 KiB, and than twice the content."""
-        size = self._log.first_size(state)
-        self._limit = self._log.start(state) + size + max(LOG_BYTES, 2 * size)
+        """Say where the log is long enough: longer than 64 KiB, and than twice the content.
+
+        Or longer than 64 KiB, if next to nothing is left of what was there when it began.
+        """
+        start, size = self._log.start(state), self._log.first_size(state)
+        self._limit = start + size + max(LOG_BYTES, 2 * size)
+        self._few, self._few_limit = len(self._content) // 4, start + LOG_BYTES
 
 
 def _packed(change: Change) -> bytes:
