@@ -102,7 +102,7 @@ class _Watch:
 
         def decide(content: list[Known]) -> tuple[Change | None, Known]:
             before = content[0]
-            if before.phase > EXCLUSIVE and _is_over(before, worker):
+            if _is_over(before, worker):
                 before = Known(before.maker)
             after = before.after(worker, access, frozenset(locks))
             return (None if after == content[0] else (WHOLE, [after])), after
@@ -136,7 +136,7 @@ def _held_by(tid: int) -> dict[LockId, str]:
 def _is_over(before: Known, worker: Worker) -> bool:
     """Whether who has it checked is the only one left: he may have waited for the others to end."""
     others = {who for who, _ in before.uses} - {worker}
-    return worker == before.maker and not any(map(_lives, others))
+    return bool(others) and worker == before.maker and not any(map(_lives, others))
 
 
 def _lives(worker: Worker) -> bool:
