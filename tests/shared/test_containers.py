@@ -22,8 +22,10 @@ from hypothesis import strategies as st
 
 import plait
 from plait.shared import Dict, List, Lock, dicts, lists, log, replica
-from tests.shared.far import Far
+from tests.shared.far import Curious, Far
 
+# Python 3.12 and later warn of forks amid threads: here that is what is tried.
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 HERE = str(Path(replica.__file__).parent)
 
 
@@ -98,6 +100,13 @@ try:
 except Exception as error:
     result = type(error)
 """
+
+
+class HereOnly:
+    """A value that cannot be unpickled anywhere."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return divmod, (1, 0)
 
 
 def call(data: Any, name: str, args: tuple[Any, ...]) -> Any:
@@ -195,6 +204,26 @@ def test_what_raises_changes_nothing() -> None:
     assert not data.lock.locked()
 
 
+def test_a_dict_is_taken_from_another_in_one_piece(far: Far) -> None:
+    data, other = Dict({"a": 1}), Dict({"b": 2})
+    data.update(other, c=3)
+    data |= other
+    assert (data | other, {"x": 0} | other) == ({"a": 1, "b": 2, "c": 3}, {"x": 0, "b": 2})
+    assert Dict(data) == data == far.copy(data)
+    assert data != other
+
+
+def test_a_value_that_another_process_cannot_unpickle_is_an_error_there_alone(far: Far) -> None:
+    data = List[Any]([1])
+    far.copy(data)
+    data.append(HereOnly())
+    with pytest.raises(ZeroDivisionError):
+        far.copy(data)
+    data.pop()
+    assert data == [1]
+    assert not data.lock.locked()
+
+
 def test_a_key_that_does_not_equal_its_copy_is_refused() -> None:
     data: Dict[Any, int] = Dict()
     for key in (object(), float("nan"), (1, object())):
@@ -213,6 +242,14 @@ def test_they_are_one_object_in_a_process_however_often_they_come(far: Far) -> N
     assert pickle.loads(pickle.dumps(data)) is data
     assert far.run("result = data is again", data=data, again=data)
     assert far.run("kept = data; result = data.lock is lock", data=data, lock=data.lock)
+
+
+def test_a_value_may_use_the_data_that_it_is_in_while_it_arrives(far: Far) -> None:
+    data = List[Any]([0])
+    far.copy(data)
+    data.append(Curious(data))
+    data.append(1)
+    assert far.copy(data) == [0, "found", 1]
 
 
 def test_they_can_hold_each_other_and_locks(far: Far) -> None:

@@ -69,7 +69,7 @@ class Dict(MutableMapping[K, V]):
 
     def __init__(self, items: Mapping[K, V] | Iterable[tuple[K, V]] = (), name: str = "") -> None:
         label = f"Dict {name!r}" if name else "Dict"
-        whole = dict(items)
+        whole = _plain(items)
         _check_keys(whole)
         self._replica: Replica[dict[K, V]] = Replica.create(label, dict, _apply, whole)
         intern(self._replica.key, lambda: self)
@@ -110,17 +110,17 @@ class Dict(MutableMapping[K, V]):
     __hash__ = None  # type: ignore[assignment]  # as that of dict
 
     def __or__(self, other: Mapping[K, V]) -> dict[K, V]:
-        return self.copy() | dict(other)
+        return self.copy() | _plain(other)
 
     def __ror__(self, other: Mapping[K, V]) -> dict[K, V]:
-        return dict(other) | self.copy()
+        return _plain(other) | self.copy()
 
     @recursive_repr("Dict({...})")
     def __repr__(self) -> str:
         return f"Dict({self.copy()!r})"
 
     def copy(self) -> dict[K, V]:
-        """Return what is in it now, as a plain dict.
+        """Return what is in it now, as a plain dict. (``dict(data)`` asks for one after the other.)
 
         >>> Dict({"a": 1}).copy()
         {'a': 1}
@@ -240,7 +240,7 @@ class Dict(MutableMapping[K, V]):
         >>> data
         Dict({'a': 1, 'b': 2, 'c': 3})
         """
-        new = dict(items, **more)
+        new = _plain(items) | more
         _check_keys(new)
         self._replica.change((UPDATE, new))
 
@@ -269,6 +269,10 @@ def _arrive(place: Place, lock: DataLock) -> Dict[Any, Any]:
         return data
 
     return intern((place.ident, 0), made)
+
+
+def _plain(items: Any) -> dict[Any, Any]:
+    return items.copy() if isinstance(items, Dict) else dict(items)
 
 
 def _check_keys(items: dict[Any, Any]) -> None:

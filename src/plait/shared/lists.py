@@ -31,7 +31,8 @@ class List(MutableSequence[T]):
     ``copy`` and comparison copy the list first.
 
     What comes out in another process is a copy, made by pickle. To change an item in place,
-    ``data[0].append(1)``, is not told to others, and may get lost: assign it again.
+    ``data[0].append(1)``, is not told to others, and may get lost: assign it again. Where a value
+    cannot be unpickled, say for want of its module, each operation there raises that error.
 
     Args:
         items: what is in it at first.
