@@ -120,7 +120,9 @@ class Dict(MutableMapping[K, V]):
         return f"Dict({self.copy()!r})"
 
     def copy(self) -> dict[K, V]:
-        """Return what is in it now, as a plain dict. (``dict(data)`` asks for one after the other.)
+        """Return what is in it now, as a plain dict.
+
+        In one piece: ``dict(data)`` would ask for one key after the other.
 
         >>> Dict({"a": 1}).copy()
         {'a': 1}
