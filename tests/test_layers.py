@@ -44,6 +44,7 @@ LAYERS = (
     "shared.deadlocks",
     "shared.locks",
     "shared.log",
+    "shared.data_lock",
     "shared.replica",
     "shared.lists",
     "shared.dicts",

@@ -117,14 +117,16 @@ def call(data: Any, name: str, args: tuple[Any, ...]) -> Any:
 
 def agree(data: Any, model: Any, calls: list[tuple[bool, tuple[Any, ...]]], far: Far) -> None:
     for is_far, (name, *args) in calls:
+        before = model.copy()
         expected = call(model, name, tuple(args))
+        if name == "sort" and expected is TypeError:
+            model[:] = before  # a plain list is half sorted then
         if is_far:
             found = far.run(CALL, data=data, name=name, args=tuple(args))
         else:
             found = call(data, name, tuple(args))
         assert found == expected, (name, args)
-        if model != data or list(model) != list(data):
-            raise AssertionError((name, args, model, data))
+        assert (data.copy(), list(data)) == (model, list(model)), (name, args)
     assert far.run("result = data.copy(), list(data)", data=data) == (model, list(model))
 
 

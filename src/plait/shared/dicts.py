@@ -17,9 +17,10 @@ from reprlib import recursive_repr
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from plait import wire
-from plait.shared.replica import WHOLE, Change, DataLock, Replica, intern
+from plait.shared.replica import WHOLE, Change, Replica, intern
 
 if TYPE_CHECKING:
+    from plait.shared.data_lock import DataLock
     from plait.shared.locks import RLock
     from plait.shared.memory import Place
 

@@ -7,9 +7,10 @@ from operator import index as as_int
 from reprlib import recursive_repr
 from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar, overload
 
-from plait.shared.replica import WHOLE, Change, DataLock, Replica, intern
+from plait.shared.replica import WHOLE, Change, Replica, intern
 
 if TYPE_CHECKING:
+    from plait.shared.data_lock import DataLock
     from plait.shared.locks import RLock
     from plait.shared.memory import Place
 

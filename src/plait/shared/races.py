@@ -25,9 +25,10 @@ from plait.shared.arena import is_alive, known, whoami
 from plait.shared.dicts import Dict
 from plait.shared.lists import List
 from plait.shared.locks import Lock, RLock
-from plait.shared.replica import WHOLE, Change, DataLock, Replica, intern
+from plait.shared.replica import WHOLE, Change, Replica, intern
 
 if TYPE_CHECKING:
+    from plait.shared.data_lock import DataLock
     from plait.shared.memory import Place
 
 __all__ = ["checked"]

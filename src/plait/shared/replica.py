@@ -21,26 +21,20 @@ What was done to a copy and what the log says must never differ, though a thread
 
 from __future__ import annotations
 
-import errno
-import os
 import pickle
-import sys
-import threading
 from collections.abc import Callable, Sized
-from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from plait import wire
-from plait.errors import OwnerDied
-from plait.shared import arena, libc
-from plait.shared.arena import COUNT, SINCE, WHO, known, new_cell
-from plait.shared.locks import RLock, check_timeout
+from plait.shared import libc
+from plait.shared.arena import known
+from plait.shared.data_lock import DataLock
 from plait.shared.log import OFFSETS, SHIFT, STATE, Log, framed
 
 if TYPE_CHECKING:
     from plait.shared.memory import Place
 
-__all__ = ["WHOLE", "Change", "DataLock", "Replica", "intern"]
+__all__ = ["WHOLE", "Change", "Replica", "intern"]
 
 Content = TypeVar("Content", bound=Sized)
 Result = TypeVar("Result")
@@ -52,87 +46,6 @@ WHOLE = 0
 BY_CLOUDPICKLE = -1
 STALE = -1
 LOG_BYTES = 64 * 1024
-FOREVER = -1.0
-caller = sys._getframe  # noqa: SLF001  it is documented
-
-# Words of the lock's cell: how often a user holds it; whether one died there, and which.
-HELD, BROKEN, BROKEN_WHO, BROKEN_SINCE = range(arena.STATE, arena.STATE + 4)
-
-
-class DataLock(RLock):
-    """The lock of a shared List or Dict: taken for each operation, and by users for several.
-
-    An operation that its process did not live to end has not happened; nobody needs to be told. A
-    user who died while holding the lock may have left half of what he wanted to do: that is told
-    to the next user, however many operations came in between.
-    """
-
-    def __init__(self, label: str) -> None:
-        self._set_up(new_cell(self._kind, label, recursive=True), "raise")
-
-    def acquire(self, blocking: bool = True, timeout: float = FOREVER) -> bool:  # noqa: FBT001, FBT002
-        """Acquire the lock, as ``RLock.acquire`` does."""
-        check_timeout(blocking, timeout)
-        return self._acquire(caller(1), timeout if blocking else 0.0)
-
-    def release(self) -> None:
-        """Release it. Raises RuntimeError where the calling thread does not have it."""
-        words = self._words
-        if self._cell.owner != threading.get_native_id() or not words[HELD]:
-            raise RuntimeError(
-                f"cannot release {self._cell.label}: this thread has not acquired it"
-            )
-        words[HELD] -= 1
-        _unlock(self._mutex)
-
-    def __enter__(self) -> bool:
-        return self._acquire(caller(1), FOREVER)
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.release()
-
-    def _acquire(self, frame: FrameType, timeout: float) -> bool:
-        code = _try_lock(self._mutex)
-        if code and not self._acquire_slowly(code, frame, timeout):
-            return False
-        if self._words[BROKEN]:
-            self._tell_of_death()
-        if not code:
-            self._cell.note_holder(frame)
-        self._words[HELD] += 1
-        return True
-
-    def wait(self, code: int) -> None:
-        """Take it for one operation, where the first try came to this code. Tells of no death."""
-        if code == errno.EBUSY:
-            code = self._wait(caller(3), FOREVER)
-        if code == errno.EOWNERDEAD:
-            self._inherit()
-        elif code:
-            raise OSError(code, os.strerror(code))
-
-    def _inherit(self) -> None:
-        """Take over from an owner that has ended; note if it was a user."""
-        words = self._words
-        if words[HELD]:
-            words[BROKEN_WHO], words[BROKEN_SINCE] = words[WHO], words[SINCE]
-            words[BROKEN] = 1
-            words[HELD] = 0
-        words[COUNT] = 0
-        libc.consistent(self._mutex)
-
-    def _tell_of_death(self) -> None:
-        words = self._words
-        words[WHO], words[SINCE] = words[BROKEN_WHO], words[BROKEN_SINCE]
-        holder = self._cell.holder
-        words[BROKEN] = 0
-        _unlock(self._mutex)
-        raise OwnerDied.of(self._cell.label, *holder)
 
 
 class Replica(Generic[Content]):
