@@ -35,11 +35,13 @@ ROOM_BYTES = 256 * 1024
 """So large is a region at first; what was never written takes no memory."""
 GIVE_BACK_BYTES = 1 << 20
 SIZE = Struct("<Q")
+SIZE_BYTES = SIZE.size
+_pack, _unpack_from = SIZE.pack, SIZE.unpack_from
 
 
 def framed(data: bytes) -> bytes:
     """Return a record as it lies in the log: its size, and the bytes."""
-    return SIZE.pack(len(data)) + data
+    return _pack(len(data)) + data
 
 
 class Log:
@@ -48,11 +50,13 @@ class Log:
     Attributes:
         region: in which it lies.
         words: of which the first is the state.
+        mapped: up to where it can be read and written in this process.
     """
 
     def __init__(self, region: Region) -> None:
         self.region = region
         self.words = region.words(HEAD_BYTES, WORDS_BYTES)
+        self.mapped = len(region.memory)
 
     @classmethod
     def create(cls, kind: str, record: bytes) -> Log:
@@ -76,23 +80,24 @@ class Log:
     def first_size(self, state: int) -> int:
         """Return the size of the record that a generation begins with."""
         self.reach(state & OFFSETS)
-        size: int = SIZE.unpack_from(self.region.memory, self.start(state))[0]
+        size: int = _unpack_from(self.region.memory, self.start(state))[0]
         return size
 
     def reach(self, end: int) -> None:
         """Have all up to there mapped, and there."""
-        if end > HEAD_BYTES + self.region.nbytes:
+        if end > self.mapped:
             self.region.grow(max(end, 2 * self.region.nbytes))
             # The old mapping is let go of.
             self.words = self.region.words(HEAD_BYTES, WORDS_BYTES)
+            self.mapped = len(self.region.memory)
 
     def records(self, first: int, end: int) -> Iterator[bytes]:
         """Yield the records between two places."""
         self.reach(end)
         memory = self.region.memory
         while first < end:
-            data_at = first + SIZE.size
-            first = data_at + SIZE.unpack_from(memory, first)[0]
+            data_at = first + SIZE_BYTES
+            first = data_at + _unpack_from(memory, first)[0]
             yield memory[data_at:first]
 
     def begin_anew(self, state: int, record: bytes) -> int:

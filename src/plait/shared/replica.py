@@ -181,7 +181,8 @@ class Replica(Generic[Content]):
             state = log.words[STATE]
             new = state + len(record)
             where = slice(state & OFFSETS, new & OFFSETS)
-            log.reach(where.stop)
+            if where.stop > log.mapped:
+                log.reach(where.stop)
             words, memory = log.words, log.region.memory
             if self._seen != state:
                 self._catch_up()
