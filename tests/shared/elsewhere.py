@@ -52,7 +52,8 @@ class Elsewhere:
 
     def start(self, function: Callable[..., Any], *args: Any) -> Future[Any]:
         if self.name in ("server", "spawn"):
-            executor = plait.Executor(backend="processes", max_workers=1, start_method=self.name)
+            method: Any = self.name
+            executor = plait.Executor(backend="processes", max_workers=1, start_method=method)
             self._stack.callback(executor.shutdown)
             return executor.submit(function, *args)
         done: Future[Any] = Future()

@@ -302,13 +302,13 @@ def wait_for_ctrl_c(kind: str, condition: Condition, ready: Event) -> float:
     try:
         with condition:
             ready.set()
-            wait: Callable[[], Any] = {
+            waits: dict[str, Callable[[], Any]] = {
                 "condition": condition.wait,
                 "semaphore": semaphore.acquire,
                 "event": event.wait,
                 "barrier": barrier.wait,
-            }[kind]
-            wait()
+            }
+            waits[kind]()
     except KeyboardInterrupt:
         assert semaphore.acquire(blocking=False) is False
         assert (barrier.n_waiting, condition.locked()) == (0, False)
@@ -645,7 +645,8 @@ def crash(name: str) -> int:
     warnings.simplefilter("ignore")
     for name_of_module in ("conditions", "semaphores", "barriers"):
         importlib.import_module(f"plait.shared.{name_of_module}").LOOK_S = 0.01  # type: ignore[attr-defined]
-    return CRASHES[name]()
+    run: Callable[[], int] = CRASHES[name]
+    return run()
 
 
 @pytest.mark.parametrize("name", CRASHES)
