@@ -35,6 +35,7 @@ bench-quick: $(BENCH_READY)
 	$(BIN)/python -m benchmarks --quick $(BENCH)
 
 soak: $(READY)
+	$(BIN)/python -m tests.shared.kill_matrix --kills 1000
 	$(BIN)/python -m tests.soak --seconds $(SECONDS)
 
 clean:

@@ -17,7 +17,7 @@ from benchmarks import __main__ as command
 from benchmarks import chores, ground, pairs, tables, tuning
 from benchmarks.bare import balanced, halves_s, round_trips_per_s
 from benchmarks.bench import Bench, Section
-from benchmarks.claims import CLAIMS, choice, families
+from benchmarks.claims import CLAIMS, choice, families, shared
 from benchmarks.engines import ENGINES, PROCESS_PEERS
 from benchmarks.ground import Ground
 from benchmarks.hosts import Host
@@ -260,7 +260,7 @@ def test_every_way_to_do_a_workload_is_an_engine(name: str) -> None:
 
 
 def verdict(workload: Workload, *families: str, predicted_s: float | None = None) -> choice.Verdict:
-    choices = [choice.Choice(family, 2, predicted_s, "") for family in families]
+    choices = [choice.Choice(family, 2, predicted_s, "", took_s=2.0) for family in families]
     return choice.Verdict(workload, 1.02, "Pool x 2", 0.5, choices, 1.0, 1.2)
 
 
@@ -273,9 +273,9 @@ def test_a_choice_is_right_if_it_is_right_each_time() -> None:
     )
 
 
-def test_a_prediction_is_compared_with_the_measured_time_if_there_is_one() -> None:
+def test_a_prediction_is_compared_with_what_the_same_run_took_if_there_is_one() -> None:
     assert verdict(WORKLOADS["zlib"], "threads").predicted is None
-    assert verdict(WORKLOADS["zlib"], "threads", predicted_s=1.3).predicted == 1.3
+    assert verdict(WORKLOADS["zlib"], "threads", predicted_s=1.3).predicted == 0.65
 
 
 def test_the_bars_are_over_all_workloads() -> None:
@@ -368,6 +368,10 @@ def plan_of(station: Station, made: Ground) -> choice.Choice:
     return choice.chosen(station, "sleeps of 10 ms", 40, made)
 
 
+def followed(station: Station, made: Ground) -> choice.Choice:
+    return choice.followed(station, "sleeps of 10 ms", 40, made)
+
+
 def test_a_choice_is_that_of_plait_without_options(prepared: Ground, tmp_path: Path) -> None:
     with (tmp_path / "log").open("w") as log:
         host = Host("plait auto", log)
@@ -376,6 +380,18 @@ def test_a_choice_is_that_of_plait_without_options(prepared: Ground, tmp_path: P
     assert found.backend == "threads"
     assert found.workers > 2
     assert str(found) == f"threads x {found.workers}"
+
+
+def test_a_run_that_is_followed_tells_what_was_foretold_and_what_it_took(
+    prepared: Ground, tmp_path: Path
+) -> None:
+    with (tmp_path / "log").open("w") as log:
+        host = Host("plait auto", log)
+        found = host.call(followed, (prepared,), limit_s=60)
+        host.close()
+    assert found.backend == "threads"
+    assert found.predicted_s is not None
+    assert found.took_s >= 0.01
 
 
 def pid_of(station: Station) -> int:
@@ -429,3 +445,55 @@ def test_a_wrong_answer_is_told_from_a_failure_and_the_host_goes_on(host: Host) 
 def test_the_yardsticks_do_all_of_the_work(host: Host) -> None:
     assert host.call(halves_s, (nap, [[0.01], [0.01]]), limit_s=60) >= 0.01
     assert 0 < host.call(round_trips_per_s, (nap, 0.001, 20, 4), limit_s=60) <= 4_000
+
+
+# --- shared data -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", shared.LOCKS)
+def test_every_lock_is_measured(path: str, host: Host) -> None:
+    for form in shared.FORMS:
+        assert 0 < host.call(shared.lock_s, (path, form, 100), limit_s=60) < 1
+
+
+@pytest.mark.parametrize("path", shared.LOCKS[:2])
+def test_two_processes_count_with_a_lock(path: str, host: Host) -> None:
+    assert 0 < host.call(shared.contended_s, (path, 500), limit_s=60) < 10
+
+
+def test_a_lock_that_is_none_counts_wrongly(host: Host) -> None:
+    with pytest.raises(WrongAnswer, match=r"threading\.Lock: a wrong answer"):
+        host.call(shared.contended_s, ("threading.Lock", 300_000), limit_s=60)
+
+
+@pytest.mark.parametrize("name", shared.VALUES)
+def test_every_number_is_measured(name: str, host: Host) -> None:
+    assert 0 < host.call(shared.value_s, (name, 100), limit_s=60) < 1
+
+
+@pytest.mark.parametrize("path", shared.QUEUES)
+def test_numbers_go_through_every_queue_that_is_there(path: str, host: Host) -> None:
+    try:
+        is_there = shared.exists(path)
+    except ImportError:
+        is_there = False
+    if not is_there:
+        pytest.skip(f"no {path}")
+    assert 0 < host.call(shared.queue_s, (path, 100), limit_s=60) < 1
+
+
+@pytest.mark.parametrize("name", shared.CONTAINERS)
+def test_every_operation_of_a_container_is_measured(name: str, host: Host) -> None:
+    for operation in shared.CONTAINERS[name][2]:
+        assert 0 < host.call(shared.managed_s, (name, operation, 20), limit_s=60) < 1
+        if shared.exists(f"plait.shared.{name}"):
+            ours = host.call(shared.our_container_s, (name, operation, 20), limit_s=60)
+            assert 0 < ours < 1
+
+
+def test_what_is_not_there_is_noted_and_not_measured() -> None:
+    bench = Bench(None, is_quick=True)  # type: ignore[arg-type]
+    section = bench.begin("shared")
+    assert not shared.is_there(bench, "plait.shared.Dequeue")
+    assert shared.is_there(bench, "plait.shared.Lock")
+    assert section.notes == ["There is no plait.shared.Dequeue: not measured."]

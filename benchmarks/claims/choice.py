@@ -61,7 +61,7 @@ def chosen(station: Station, name: str, count: int, ground: Ground) -> Choice:
     """Return what plait chooses without options; stop the run when it has chosen.
 
     Where it cannot know how many items will come it begins modestly, and what counts is what it
-    does half a second later.
+    does a second later.
     """
     plait: Any = import_module("plait")
     work = WORKLOADS[name].make(ground, count, next(station.turns))
@@ -76,7 +76,7 @@ def chosen(station: Station, name: str, count: int, ground: Ground) -> Choice:
     return Choice(plan.backend, plan.max_workers, predicted_s, plan.reason)
 
 
-PROVISIONAL_S = 0.5
+PROVISIONAL_S = 1.0
 
 
 def followed(station: Station, name: str, count: int, ground: Ground) -> Choice:

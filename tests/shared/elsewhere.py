@@ -52,9 +52,9 @@ class Elsewhere:
         self._stack = stack
 
     def start(self, function: Callable[..., Any], *args: Any) -> Future[Any]:
-        if self.name == "server" or self.name == "spawn":
-            how: Any = self.name
-            executor = plait.Executor(backend="processes", max_workers=1, start_method=how)
+        if self.name in ("server", "spawn"):
+            method: Any = self.name
+            executor = plait.Executor(backend="processes", max_workers=1, start_method=method)
             self._stack.callback(executor.shutdown)
             return executor.submit(function, *args)
         done: Future[Any] = Future()

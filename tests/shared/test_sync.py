@@ -641,7 +641,8 @@ def crash(name: str) -> int:
     warnings.simplefilter("ignore")
     for name_of_module in ("conditions", "semaphores", "barriers"):
         importlib.import_module(f"plait.shared.{name_of_module}").LOOK_S = 0.01  # type: ignore[attr-defined]
-    return CRASHES[name]()
+    run: Callable[[], int] = CRASHES[name]
+    return run()
 
 
 @pytest.mark.parametrize("name", CRASHES)

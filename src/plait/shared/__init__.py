@@ -6,18 +6,36 @@ that dies while it holds a lock frees it, and the next one is told; a deadlock i
 """
 
 from plait.shared.deadlocks import Holdings, Row, who_holds
+from plait.shared.dicts import Dict
+from plait.shared.lists import List
 from plait.shared.locks import Lock, RLock
+from plait.shared.pipes import Connection, Pipe
+from plait.shared.queues import LifoQueue, PriorityQueue, Queue, ShutDown
+from plait.shared.races import checked
 from plait.shared.sync import Barrier, BoundedSemaphore, Condition, Event, Semaphore
+from plait.shared.values import Array, Counter, Value
 
 __all__ = [
+    "Array",
     "Barrier",
     "BoundedSemaphore",
     "Condition",
+    "Connection",
+    "Counter",
+    "Dict",
     "Event",
     "Holdings",
+    "LifoQueue",
+    "List",
     "Lock",
+    "Pipe",
+    "PriorityQueue",
+    "Queue",
     "RLock",
     "Row",
     "Semaphore",
+    "ShutDown",
+    "Value",
+    "checked",
     "who_holds",
 ]

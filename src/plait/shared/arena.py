@@ -2,8 +2,8 @@
 
 A process makes its locks in an arena of its own, a region that others map when the first of them
 arrives there: so a thousand locks need few files. A cell is given out by the arena's maker alone,
-and is given out again only if it never left the process; what others may still have stays as it is
-until the whole arena goes.
+and is given out again only if it never left the process, by pickle or by fork; what others may
+still have stays as it is until the whole arena goes.
 
     head | guard, counters | cells | texts | seats | tables
 
@@ -17,17 +17,16 @@ not whole is behind a counter or a mark that is written last.
 from __future__ import annotations
 
 import atexit
-import ctypes
 import errno
 import os
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from itertools import chain
 from time import monotonic_ns
 from types import CodeType, FrameType
 from typing import Any, NamedTuple
-from weakref import WeakValueDictionary, finalize
+from weakref import WeakSet, WeakValueDictionary, finalize
 
 from plait.shared import libc
 from plait.shared.memory import HEAD_BYTES, Place, Region
@@ -45,15 +44,16 @@ __all__ = [
     "is_alive",
     "known",
     "new_cell",
+    "only_one",
     "short_stack",
     "start_of",
     "whoami",
 ]
 
 ARENA = "arena"
-CELLS, CELL_BYTES = 64, 256
-TEXT_BYTES = 256 * 1024
-SEATS, SEAT_BYTES = 512, 512
+CELLS, CELL_BYTES = 256, 256
+TEXT_BYTES = 512 * 1024  # of all this, memory is taken only where something was written
+SEATS, SEAT_BYTES = 1024, 512
 GUARD_AT = HEAD_BYTES
 COUNTERS_AT = GUARD_AT + libc.MUTEX_BYTES
 CELLS_AT = COUNTERS_AT + 64
@@ -64,9 +64,13 @@ TABLE_BYTES = 8 * 1024
 ARENA_BYTES = TABLES_AT + CELLS * TABLE_BYTES - HEAD_BYTES
 STACK_DEPTH = 4
 GUARD_S = 10.0
+MOST_SITES = 4096
+LONGEST_TEXT_BYTES = 2000
+NO_TEXT = 1  # the first text is empty; 0 is for none
 
-# The words of a cell behind its mutex: by whom it is held, since when; how many have ended while
-# they held it; its kind and name. STATE and what follows is for those who use it.
+# The words of a cell behind its mutex: by whom it is held (the process, in the upper half, and the
+# number of a text), since when; how many have ended while they held it; its kind and name. STATE
+# and what follows is for those who use it.
 WHO, SINCE, DEATHS, KIND, NAME, STATE = range(6)
 WORDS = (CELL_BYTES - libc.MUTEX_BYTES) // 8
 
@@ -74,13 +78,17 @@ WORDS = (CELL_BYTES - libc.MUTEX_BYTES) // 8
 class Guard:
     """A robust mutex for moments, ``with guard:``; where its owner died the next one goes on.
 
-    What it guards has to be in order after each single write.
+    What it guards has to be in order after each single write. Ctrl-C that comes right before
+    ``__exit__`` leaves it locked, until its thread comes by again or ends. Where others cannot
+    wait for that: ``try: guard.lock() ... finally: unlock(guard.mutex)``. Before a function of C
+    Python does not look for signals, and to unlock what one has not locked does nothing.
     """
 
     def __init__(self, address: int) -> None:
-        self.mutex = ctypes.c_void_p(address)
+        self.mutex = libc.mutex_at(address)
 
-    def __enter__(self) -> None:
+    def lock(self) -> None:
+        """Lock it."""
         code = libc.try_lock(self.mutex)
         while code:
             if code == errno.EOWNERDEAD:
@@ -91,6 +99,8 @@ class Guard:
             if code not in (errno.EBUSY, errno.ETIMEDOUT):
                 raise OSError(code, os.strerror(code))
             code = libc.lock_until(self.mutex, GUARD_S)
+
+    __enter__ = lock
 
     def __exit__(self, *_: object) -> None:
         libc.unlock(self.mutex)
@@ -104,9 +114,10 @@ class Arena:
         self.guard = Guard(region.address + GUARD_AT)
         self._counters = region.words(COUNTERS_AT, 64)  # the end of the texts; used seats
         self._labels: dict[str, int] = {}
-        self.sites: dict[int, int] = {}
+        self.sites: dict[int, int] = {}  # of this process: a place in its program, for WHO
         self._codes: list[CodeType] = []  # kept, for an id to go on meaning what it means
         self._seats = threading.local()
+        self.free: list[int] = []  # cells to give out, by their offsets
         self._by_number: dict[int, Seat] = {}
 
     @classmethod
@@ -114,32 +125,54 @@ class Arena:
         """Make an arena, in a region of its own."""
         region = Region.create(ARENA_BYTES, ARENA)
         libc.init_mutex(region.address + GUARD_AT)
-        return cls(region)
+        arena = cls(region)
+        arena.add_text("")
+        arena.free = [CELLS_AT + number * CELL_BYTES for number in reversed(range(CELLS))]
+        return arena
 
     def __del__(self) -> None:
         # A mutex that is held must stay where it is: the kernel looks for it there when its owner
         # ends, and so does the C library.
-        held = {libc.owner_of(self._mutex_words(number)) for number in range(CELLS)} - {0}
-        if any(os.path.exists(f"/proc/self/task/{tid}") for tid in held):  # noqa: PTH110
-            self.region.keep_mapped()
+        if self.is_held_here():
+            with _lock:
+                _kept[:] = [arena for arena in _kept if arena.is_held_here()]
+                _kept.append(self)
+                _arenas[self.region.ident] = self  # who arrives is to find this one, not a second
 
-    def _mutex_words(self, number: int) -> memoryview[int]:
-        return self.region.words(CELLS_AT + number * CELL_BYTES, libc.MUTEX_BYTES, "I")
+    def is_held_here(self) -> bool:
+        """Whether a living thread of this process holds one of its mutexes."""
+        view = memoryview(self.region.memory)[CELLS_AT:TEXTS_AT].cast("I")
+        step, size = CELL_BYTES // 4, libc.MUTEX_BYTES // 4
+        held = {libc.owner_of(view[at : at + size]) for at in range(0, CELLS * step, step)}
+        return any(os.path.exists(f"/proc/self/task/{tid}") for tid in held - {0})  # noqa: PTH110
 
     # --- Texts ---------------------------------------------------------------------------
 
     def add_text(self, text: str) -> int:
         """Keep a text for all processes, as long as the arena lasts: its number; 0: no room."""
-        data = text.encode(errors="replace")[:0xFFFF]
-        with self.guard:
+        data = _text_data(text)
+        try:
+            self.guard.lock()
             at = self._counters[0]
-            if at + 2 + len(data) > TEXT_BYTES:
-                return 0
             place = TEXTS_AT + at
-            self.region.memory[place : place + 2] = len(data).to_bytes(2, "little")
-            self.region.memory[place + 2 : place + 2 + len(data)] = data
-            self._counters[0] = at + 2 + len(data)
+            if place + len(data) > SEATS_AT:
+                return 0
+            self.region.memory[place : place + len(data)] = data
+            self._counters[0] = at + len(data)
+        finally:
+            libc.unlock(self.guard.mutex)
         return at + 1  # 0 is for none
+
+    def find_text(self, text: str) -> int:
+        """Return the number of a text that any process has added; 0: there is none."""
+        # Found in the midst of others it reads the same.
+        end = TEXTS_AT + self._counters[0]
+        return max(0, self.region.memory.find(_text_data(text), TEXTS_AT, end) - TEXTS_AT + 1)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a cell is free, and its name is sure to find room: a quarter is for places."""
+        return bool(self.free) and self._counters[0] < TEXT_BYTES * 3 // 4
 
     def text(self, number: int) -> str:
         """Return a text by its number."""
@@ -157,32 +190,59 @@ class Arena:
         return number
 
     def new_site(self, key: int, frame: FrameType) -> int:
-        """Give a number to a place in the program, and keep who and where that is as text."""
-        self._codes.append(frame.f_code)
-        number = self.sites[key] = self.add_text(f"{whoami()}\t{short_stack(frame)}")
-        return number
+        """Return who and where that is, for the word WHO, and keep it for the next time.
+
+        The key is ``id(code) + f_lasti``: that lies within the object of the code, so it means
+        nothing else for as long as the object is kept.
+        """
+        text = f"{_process_name()}\t{_place_in(frame)}"
+        number = self.find_text(text) or self.add_text(text) or NO_TEXT
+        with _lock:
+            if len(self._codes) >= MOST_SITES:
+                self.forget_sites()
+            self._codes.append(frame.f_code)
+            who = self.sites[key] = os.getpid() << 32 | number
+        return who
+
+    def forget_sites(self) -> None:
+        """Have each place get a number anew."""
+        self.sites.clear()
+        self._codes.clear()
 
     # --- Seats ---------------------------------------------------------------------------
 
     def seat(self) -> Seat:
         """Return the seat of the calling thread, in which it says what it waits for."""
-        seat: Seat | None = getattr(self._seats, "seat", None)
-        if seat is None or seat.pid != os.getpid():
-            seat = self._seats.seat = self._take_seat()
+        # Only its number is kept: what a thread keeps of its own would keep the arena.
+        number: int | None = getattr(self._seats, "number", None)
+        if number is not None:
+            seat = Seat(self, number)
+            if seat.is_mine:
+                return seat
+        seat = self._take_seat()
+        self._seats.number = seat.number
         return seat
 
     def _take_seat(self) -> Seat:
-        with self.guard:
-            taken = self._counters[1]
-            for number in range(SEATS):
+        try:
+            self.guard.lock()
+            for number in self._seats_to_try(self._counters[1]):
                 seat = Seat(self, number)
-                if number >= taken:
+                if number >= self._counters[1]:
                     self._counters[1] = number + 1
                 elif not seat.is_free:
                     continue
                 seat.take()
                 return seat
+        finally:
+            libc.unlock(self.guard.mutex)
         raise RuntimeError(f"more than {SEATS} threads use the shared data of one process")
+
+    def _seats_to_try(self, taken: int) -> Iterator[int]:
+        """Yield some that may be free again, then a fresh one, and all only where none is left."""
+        first = threading.get_native_id()
+        some = {(first + step) % taken for step in range(8)} if taken else set()
+        return chain(some, [taken] if taken < SEATS else range(SEATS))
 
     def seats(self) -> Iterator[Seat]:
         """Yield all seats that were ever taken."""
@@ -202,11 +262,16 @@ class Arena:
         return words[TICKET :: SEAT_BYTES // 8].tolist()
 
 
+def _text_data(text: str) -> bytes:
+    data = text.encode(errors="replace")[:LONGEST_TEXT_BYTES]
+    return len(data).to_bytes(2, "little") + data
+
+
 # The 32-bit words of a seat, then (from TEXT_AT) a text. TAIL holds 64-bit words.
 WORD, PID, TID, MODE, CELL = range(5)
 TICKET, WAITS_SINCE, START = 3, 4, 5
 STACK_AT = 48
-IDLE, WAITING = 1, 2
+IDLE, WAITING, WAITING_SHORTLY = 1, 2, 3
 
 
 class Seat:
@@ -215,6 +280,7 @@ class Seat:
     Attributes:
         number: which one of the arena's.
         word_address: of the futex that it may wait on.
+        mode: one word. To set ``mode[0] = IDLE`` is wait_no_more() where Ctrl-C may come.
     """
 
     def __init__(self, arena: Arena, number: int) -> None:
@@ -223,6 +289,7 @@ class Seat:
         self._at = SEATS_AT + number * SEAT_BYTES
         self._small = arena.region.words(self._at, 24, "I")
         self._large = arena.region.words(self._at, STACK_AT)
+        self.mode = self._small[MODE : MODE + 1]
         self.word_address = arena.region.address + self._at
 
     def take(self) -> None:
@@ -230,7 +297,7 @@ class Seat:
         self._small[MODE] = 0
         self._large[TICKET] = 0
         self._small[PID], self._small[TID] = os.getpid(), threading.get_native_id()
-        self._large[START] = start_of(self.pid, self.tid)
+        self._large[START] = max(0, start_of(self.pid, self.tid))
         self._small[MODE] = IDLE
 
     @property
@@ -242,6 +309,11 @@ class Seat:
     def tid(self) -> int:
         """Its thread, by the system's number."""
         return self._small[TID]
+
+    @property
+    def is_mine(self) -> bool:
+        """Whether it is that of the calling thread."""
+        return self.pid == os.getpid() and self.tid == threading.get_native_id()
 
     @property
     def start(self) -> int:
@@ -280,8 +352,13 @@ class Seat:
 
     # --- What its thread waits for -------------------------------------------------------
 
-    def wait_for(self, cell: int, frame: FrameType | None, since_ns: int) -> None:
-        """Say that its thread waits for a cell, given by its offset, where, and since when."""
+    def wait_for(
+        self, cell: int, frame: FrameType | None, since_ns: int, *, ends: bool = False
+    ) -> None:
+        """Say that its thread waits for a cell, given by its offset, where, and since when.
+
+        A wait that ends by itself, at a timeout, is no part of a deadlock.
+        """
         text = f"{threading.current_thread().name}\t{short_stack(frame)}"
         stack = text.encode(errors="replace")[: SEAT_BYTES - STACK_AT - 2]
         at = self._at + STACK_AT
@@ -289,7 +366,7 @@ class Seat:
         self.arena.region.memory[at + 2 : at + 2 + len(stack)] = stack
         self._large[WAITS_SINCE] = since_ns
         self._small[CELL] = cell
-        self._small[MODE] = WAITING
+        self._small[MODE] = WAITING_SHORTLY if ends else WAITING
 
     def wait_no_more(self) -> None:
         """Say that it waits for nothing."""
@@ -298,7 +375,12 @@ class Seat:
     @property
     def waits_for(self) -> int:
         """The offset of the cell that its thread waits for; 0: none."""
-        return self._small[CELL] if self._small[MODE] == WAITING else 0
+        return self._small[CELL] if self._small[MODE] in (WAITING, WAITING_SHORTLY) else 0
+
+    @property
+    def may_wait_forever(self) -> bool:
+        """Whether it waits without a timeout."""
+        return self._small[MODE] == WAITING
 
     @property
     def since_ns(self) -> int:
@@ -334,7 +416,7 @@ class Cell:
     def __init__(self, arena: Arena, offset: int) -> None:
         self.arena = arena
         self.offset = offset
-        self.mutex = ctypes.c_void_p(arena.region.address + offset)
+        self.mutex = libc.mutex_at(arena.region.address + offset)
         self._mutex_words = arena.region.words(offset, libc.MUTEX_BYTES, "I")
         self.words = arena.region.words(offset + libc.MUTEX_BYTES, CELL_BYTES - libc.MUTEX_BYTES)
         self.travels: list[None] = []
@@ -388,11 +470,12 @@ class Cell:
 
     @property
     def holder(self) -> Holder:
-        """Who locked the mutex last."""
-        who, _, stack = self.arena.text(self.words[WHO]).partition("\t")
-        pid, _, name = who.partition(" ")
-        held_s = (monotonic_ns() - self.words[SINCE]) / 1e9
-        return Holder(int(pid) if pid.isdigit() else 0, name, held_s, stack)
+        """Who has noted to hold the mutex; all zero where nobody has."""
+        who = self.words[WHO]
+        if not who:
+            return Holder(0, "", 0.0, "")
+        name, _, stack = self.arena.text(who & 0xFFFF_FFFF).partition("\t")
+        return Holder(who >> 32, name, (monotonic_ns() - self.words[SINCE]) / 1e9, stack)
 
 
 class Holder(NamedTuple):
@@ -408,46 +491,67 @@ class Holder(NamedTuple):
 
 
 _lock = threading.RLock()  # guards these; a finalizer may come while it is held
-_made: list[Arena] = []  # by this process; the last one has room
-_free: list[tuple[Arena, int]] = []
+_made: list[Arena] = []  # the last one that this process made, or none
+_roomy: WeakSet[Arena] = WeakSet()  # made by this process, with cells to give out
+_kept: list[Arena] = []  # nothing refers to them any more, but a mutex in them is held
 _arenas: WeakValueDictionary[bytes, Arena] = WeakValueDictionary()
 known: WeakValueDictionary[tuple[bytes, int], Any] = WeakValueDictionary()
 """What was made of cells in this process: one object for each, however often it arrives."""
-_made_by = [os.getpid()]
-_next: list[int] = [CELLS]
+_forks: list[int] = [0]  # what there was before the last fork, a child may have, too
 
 
 def new_cell(kind: int, label: str, *, recursive: bool = False) -> Cell:
     """Return a fresh cell, with an unlocked mutex and words of zero."""
     with _lock:
-        if _made_by[0] != os.getpid():  # forked: what is left there is our parent's to give out
-            _made_by[0] = os.getpid()
-            _free.clear()
-            _next[0] = CELLS
-        if _free:
-            arena, offset = _free.pop()
-        else:
-            if _next[0] == CELLS:
-                _made[:] = [Arena.create()]
-                _arenas[_made[0].region.ident] = _made[0]
-                _next[0] = 0
-            arena, offset = _made[0], CELLS_AT + _next[0] * CELL_BYTES
-            _next[0] += 1
+        arena = _arena_with_room()
+        offset = arena.free.pop()
     cell = Cell(arena, offset)
     arena.region.memory[offset : offset + CELL_BYTES] = bytes(CELL_BYTES)
     libc.init_mutex(arena.region.address + offset, recursive=recursive)
     cell.words[NAME] = arena.label(label)
     cell.words[KIND] = kind
-    finalize(cell, _give_back, arena, offset, cell.travels, os.getpid())
+    finalize(cell, _give_back, arena, offset, cell.travels, _forks[0]).atexit = False
     return cell
 
 
-def _give_back(arena: Arena, offset: int, travels: list[None], pid: int) -> None:
-    if travels or pid != os.getpid() or owner_at(arena, offset):
+def _arena_with_room() -> Arena:
+    for arena in (*_made, *_roomy):
+        if arena.has_room:
+            return arena
+        _roomy.discard(arena)
+    _made[:] = [Arena.create()]
+    _arenas[_made[0].region.ident] = _made[0]
+    return _made[0]
+
+
+def _give_back(arena: Arena, offset: int, travels: list[None], forks: int) -> None:
+    if travels or forks != _forks[0] or owner_at(arena, offset):
         return
     Cell(arena, offset).words[KIND] = 0
     with _lock:
-        _free.append((arena, offset))
+        arena.free.append(offset)
+        _roomy.add(arena)
+
+
+def _count_fork() -> None:
+    _forks[0] += 1
+
+
+def _begin_as_child() -> None:
+    """Leave to our parent what it made, to give it out, and what was noted of it."""
+    global _lock, _roomy
+    _lock, _roomy = threading.RLock(), WeakSet()  # another thread may have been at them
+    _made.clear()
+    _count_fork()
+    for arena in arenas():
+        arena.free.clear()
+        arena.forget_sites()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_count_fork, after_in_parent=_count_fork, after_in_child=_begin_as_child
+    )
 
 
 def owner_at(arena: Arena, offset: int) -> int:
@@ -464,6 +568,14 @@ def cell_at(place: tuple[Place, int], what: str) -> Cell:
         if arena is None:
             arena = _arenas[where.ident] = Arena(region)
     return Cell(arena, offset)
+
+
+def only_one(place: tuple[Place, int], make: Callable[[], Any]) -> Any:
+    """Return what was made of a cell in this process, or make it now, whoever else does so."""
+    where, offset = place
+    with _lock:
+        found = known.get((where.ident, offset))
+        return make() if found is None else found
 
 
 def arenas() -> list[Arena]:
@@ -483,7 +595,8 @@ def cells_of(arena: Arena) -> Iterator[Cell]:
 @atexit.register
 def _keep_at_exit() -> None:
     """At the end Python takes all apart, in any order: mutexes that are held stay, see above."""
-    for arena in arenas():
+    _kept.extend(arenas())
+    for arena in _kept:
         arena.region.keep_mapped()
 
 
@@ -493,19 +606,23 @@ def _keep_at_exit() -> None:
 def is_alive(pid: int, tid: int, start: int = 0) -> bool:
     """Whether a thread of a process is there, and no zombie; the one with this start, if given."""
     found = start_of(pid, tid)
-    return found > 0 and start in (0, found)
+    return found < 0 or (found > 0 and start in (0, found))
 
 
 def start_of(pid: int, tid: int) -> int:
     """Return when a thread began, as the system counts it; 0: it has ended.
 
-    Numbers are used again: with this they mean one thread only.
+    Numbers are used again: with this they mean one thread only. -1: it cannot be found out, say
+    since too many files are open; then nobody is to be taken for dead.
     """
-    with suppress(OSError), open(f"/proc/{pid}/task/{tid}/stat", "rb") as file:  # noqa: PTH123
-        fields = file.read().rpartition(b")")[2].split()
-        if fields[0] not in (b"Z", b"X"):
-            return int(fields[19])
-    return 0
+    try:
+        with open(f"/proc/{pid}/task/{tid}/stat", "rb") as file:  # noqa: PTH123
+            fields = file.read().rpartition(b")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    except OSError:
+        return -1
+    return 0 if fields[0] in (b"Z", b"X") else int(fields[19])
 
 
 def whoami() -> str:
@@ -516,6 +633,12 @@ def whoami() -> str:
 def _process_name() -> str:
     process = sys.modules.get("multiprocessing.process")
     return process.current_process().name if process else "MainProcess"
+
+
+def _place_in(frame: FrameType) -> str:
+    """Return a place in the program, for all who will come by: they may have other callers."""
+    here, *callers = short_stack(frame).splitlines()
+    return "\n".join([here, *(f"  first called from {line}" for line in callers)])
 
 
 def short_stack(frame: FrameType | None) -> str:

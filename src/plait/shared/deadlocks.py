@@ -4,7 +4,8 @@ A thread that waits for a lock says so in its seat after a second (arena.py). Th
 owner, by the system's number of the thread; if that has a seat, too, and waits, the path goes on
 from there. Should it come back to where it began, none of them will ever go on. What was seen is
 read twice, and is believed if nothing changed: each of them held and waited at one moment. The one
-that began to wait last raises DeadlockError; what it held is released on the way out.
+that began to wait last raises DeadlockError; what it held is released on the way out. A wait with a
+timeout ends by itself, and where one of them has that, it is no deadlock.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from time import monotonic_ns
 from typing import NamedTuple
 
 from plait.errors import DeadlockError
-from plait.shared.arena import ARENA, WHO, Arena, Cell, Seat, arenas, cells_of, is_alive
+from plait.shared.arena import ARENA, WHO, Arena, Cell, Seat, arenas, cells_of
 from plait.shared.memory import regions_of
 
 __all__ = ["Holdings", "Row", "look", "who_holds"]
@@ -51,7 +52,7 @@ def _cycle(seat: Seat) -> list[Step]:
     at: Seat | None = seat
     while at is not None:
         offset = at.waits_for
-        if not offset:
+        if not offset or not at.may_wait_forever:
             return []
         cell = Cell(at.arena, offset)
         path.append(Step(at, cell, at.since_ns, cell.owner))
@@ -78,7 +79,7 @@ class _Seats:
                 self._arenas[region.ident] = Arena(region)
         for arena in self._arenas.values():
             for seat in arena.seats():
-                if seat.tid == tid and seat.waits_for:
+                if seat.tid == tid and seat.waits_for and not seat.is_free:
                     return seat
         return None
 
@@ -161,7 +162,7 @@ def who_holds() -> Holdings:
     for arena in arenas():
         waiting: dict[int, list[str]] = {}
         for seat in arena.seats():
-            if (offset := seat.waits_for) and is_alive(seat.pid, seat.tid):
+            if (offset := seat.waits_for) and not seat.is_free:
                 name, stack = seat.name_and_stack
                 text = f"waited for by {name} of pid {seat.pid} at\n{stack}"
                 waiting.setdefault(offset, []).append(text)

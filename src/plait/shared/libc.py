@@ -17,16 +17,20 @@ import platform
 import sys
 import threading
 import time
+from typing import Any
 
 __all__ = [
     "MUTEX_BYTES",
+    "OWNER_MASK",
     "consistent",
     "depth_of",
     "init_mutex",
     "is_abandoned",
     "is_supported",
     "lock_until",
+    "mutex_at",
     "owner_of",
+    "owner_word",
     "try_lock",
     "unlock",
     "wait_word",
@@ -37,8 +41,10 @@ MUTEX_BYTES = 64
 """So much room has a mutex; it needs 40 bytes on most machines, 48 on some."""
 _ERRORCHECK, _RECURSIVE, _ROBUST, _SHARED = 2, 1, 1, 1
 _TID_MASK, _OWNER_DIED = 0x3FFF_FFFF, 0x4000_0000
+OWNER_MASK = _TID_MASK
+"""What of a mutex's word is the system's number of the thread that holds it."""
 _WAIT, _WAKE, _EVERYBODY = 0, 1, 0x7FFF_FFFF
-_FUTEX = {"x86_64": 202, "aarch64": 98, "riscv64": 98, "ppc64le": 221, "s390x": 238}
+_FUTEX = {"x86_64": 202, "aarch64": 98, "riscv64": 98, "ppc64le": 221}  # all little-endian
 
 
 class _Timespec(ctypes.Structure):
@@ -51,7 +57,10 @@ def _timespec(seconds: float) -> _Timespec:
 
 
 is_supported = (
-    sys.platform == "linux" and hasattr(os, "memfd_create") and platform.machine() in _FUTEX
+    sys.platform == "linux"
+    and hasattr(os, "memfd_create")
+    and platform.machine() in _FUTEX
+    and sys.maxsize > 1 << 32
 )
 """Whether this system has all of that: Linux. (Elsewhere: untested, so refused.)"""
 
@@ -59,11 +68,17 @@ if is_supported:
     _held = ctypes.PyDLL(None)  # holds the GIL
     _free = ctypes.CDLL(None, use_errno=True)
     try_lock = _held.pthread_mutex_trylock
-    """Lock a mutex, given as a c_void_p: 0, EBUSY, or EOWNERDEAD; then it is locked, too."""
+    """Lock a mutex, from mutex_at: 0, EBUSY, or EOWNERDEAD; then it is locked, too."""
     unlock = _held.pthread_mutex_unlock
     """Unlock a mutex: 0, or EPERM where another thread holds it, or none."""
     consistent = _held.pthread_mutex_consistent
-    """Declare what a mutex guards to be in order again, after EOWNERDEAD."""
+    """Declare what a mutex guards to be in order again, after EOWNERDEAD; else EINVAL."""
+    _clocklock = getattr(_free, "pthread_mutex_clocklock", None)  # glibc 2.30
+
+
+def mutex_at(address: int) -> Any:
+    """Return a mutex for the functions here: a pointer in the form that ctypes is fastest with."""
+    return ctypes.byref(ctypes.c_char.from_address(address))
 
 
 def init_mutex(address: int, *, recursive: bool = False) -> None:
@@ -82,15 +97,29 @@ def _check(code: int) -> None:
         raise OSError(code, os.strerror(code))
 
 
-def lock_until(mutex: ctypes.c_void_p, seconds: float) -> int:
+def lock_until(mutex: Any, seconds: float) -> int:
     """Lock a mutex, and wait so long for it: 0, EOWNERDEAD, ETIMEDOUT, EDEADLK or another error.
 
     The C library goes on waiting where a signal comes: who wants to hear of Ctrl-C waits shortly.
     """
-    # Its clock is the wall clock, which may be set: callers wait again until their own time is up.
-    deadline = _timespec(time.time() + seconds)
-    code: int = _free.pthread_mutex_timedlock(mutex, ctypes.byref(deadline))
+    code: int
+    if _clocklock is not None:
+        deadline = _timespec(time.monotonic() + seconds)
+        code = _clocklock(mutex, time.CLOCK_MONOTONIC, ctypes.byref(deadline))
+    else:
+        # The wall clock may be set: callers wait again until their own time is up.
+        deadline = _timespec(time.time() + seconds)
+        code = _free.pthread_mutex_timedlock(mutex, ctypes.byref(deadline))
     return code
+
+
+def owner_word(words: memoryview[int]) -> memoryview[int]:
+    """Return the word of a mutex that says who holds it, besides other things: see OWNER_MASK.
+
+    For who asks often; ``words`` are as for ``owner_of``.
+    """
+    at = _owner_word()
+    return words[at : at + 1]
 
 
 def owner_of(words: memoryview[int]) -> int:
@@ -108,16 +137,16 @@ def is_abandoned(words: memoryview[int]) -> bool:
 
 
 _place: list[int] = []
+_sample = ctypes.create_string_buffer(MUTEX_BYTES)  # never freed: Ctrl-C may leave it locked
 
 
 def _owner_word() -> int:
     """Find out where this C library keeps the owner: it is also what the kernel looks at."""
     if not _place:
-        memory = ctypes.create_string_buffer(MUTEX_BYTES)
-        mutex = ctypes.c_void_p(ctypes.addressof(memory))
-        init_mutex(ctypes.addressof(memory))
+        mutex = mutex_at(ctypes.addressof(_sample))
+        init_mutex(ctypes.addressof(_sample))
         try_lock(mutex)
-        words = [int.from_bytes(memory.raw[at : at + 4], sys.byteorder) for at in range(0, 64, 4)]
+        words = [int.from_bytes(_sample.raw[at : at + 4], sys.byteorder) for at in range(0, 64, 4)]
         unlock(mutex)
         me = threading.get_native_id()
         _place.append(next(n for n, word in enumerate(words) if word & _TID_MASK == me))

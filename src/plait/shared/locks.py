@@ -18,7 +18,18 @@ from typing import Any
 
 from plait.errors import DeadlockError, OwnerDied
 from plait.shared import deadlocks, libc
-from plait.shared.arena import DEATHS, SINCE, WHO, Cell, cell_at, known, new_cell
+from plait.shared.arena import (
+    DEATHS,
+    IDLE,
+    SINCE,
+    WHO,
+    Cell,
+    Seat,
+    cell_at,
+    known,
+    new_cell,
+    only_one,
+)
 
 __all__ = ["LOOK_S", "Lock", "RLock", "check_timeout"]
 
@@ -55,6 +66,15 @@ class Lock:
     True
     """
 
+    __slots__ = (
+        "__weakref__",
+        "_cell",
+        "_mutex",
+        "_new_site",
+        "_on_owner_death",
+        "_site",
+        "_words",
+    )
     _kind, _recursive = LOCK, False
 
     def __init__(self, name: str = "", *, on_owner_death: str = "raise") -> None:
@@ -66,6 +86,7 @@ class Lock:
     def _set_up(self, cell: Cell, on_owner_death: str) -> None:
         self._cell = cell
         self._mutex, self._words = cell.mutex, cell.words
+        self._site, self._new_site = cell.arena.sites.get, cell.arena.new_site
         self._on_owner_death = on_owner_death
         known[cell.arena.region.ident, cell.offset] = self
 
@@ -78,35 +99,49 @@ class Lock:
             blocking: whether to wait for it.
             timeout: in seconds; -1: for ever.
         """
-        check_timeout(blocking, timeout)
-        if code := _try_lock(self._mutex):
-            return self._acquire_slowly(code, caller(1), timeout if blocking else 0.0)
-        frame = caller(1)
-        words = self._words
-        key = id(frame.f_code) + frame.f_lasti
-        words[WHO] = self._cell.arena.sites.get(key) or self._cell.arena.new_site(key, frame)
-        words[SINCE] = monotonic_ns()
-        return True
+        if timeout != FOREVER:
+            check_timeout(blocking, timeout)
+        code = 0
+        try:
+            if code := _try_lock(self._mutex):
+                return self._acquire_slowly(code, caller(1), timeout if blocking else 0.0)
+            frame = caller(1)
+            words = self._words
+            key = id(frame.f_code) + frame.f_lasti
+            words[WHO] = self._site(key) or self._new_site(key, frame)
+            words[SINCE] = monotonic_ns()
+            return True
+        except BaseException as error:  # Ctrl-C, before our caller can know that it has it
+            if code != errno.EDEADLK:
+                self._let_go(error)
+            raise
 
     def release(self) -> None:
         """Release it. Raises RuntimeError where the calling thread does not have it."""
+        # Who takes it next may be killed before that is noted: no other is to be named then.
+        self._words[WHO] = 0
         if _unlock(self._mutex):
-            what = self._cell.label
-            raise RuntimeError(f"cannot release {what}: this thread has not acquired it")
+            self._refuse()
 
     def locked(self) -> bool:
         """Return whether anybody has it now."""
         return self._cell.owner != 0
 
     def __enter__(self) -> bool:
-        if code := _try_lock(self._mutex):
-            return self._acquire_slowly(code, caller(1), FOREVER)
-        frame = caller(1)
-        words = self._words
-        key = id(frame.f_code) + frame.f_lasti
-        words[WHO] = self._cell.arena.sites.get(key) or self._cell.arena.new_site(key, frame)
-        words[SINCE] = monotonic_ns()
-        return True
+        code = 0
+        try:
+            if code := _try_lock(self._mutex):
+                return self._acquire_slowly(code, caller(1), FOREVER)
+            frame = caller(1)
+            words = self._words
+            key = id(frame.f_code) + frame.f_lasti
+            words[WHO] = self._site(key) or self._new_site(key, frame)
+            words[SINCE] = monotonic_ns()
+            return True
+        except BaseException as error:  # Ctrl-C, before our caller can know that it has it
+            if code != errno.EDEADLK:
+                self._let_go(error)
+            raise
 
     def __exit__(
         self,
@@ -114,8 +149,13 @@ class Lock:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._words[WHO] = 0
         if _unlock(self._mutex) and error is None:  # an error that is on its way tells more
-            self.release()
+            self._refuse()
+
+    def _refuse(self) -> None:
+        what = self._cell.label
+        raise RuntimeError(f"cannot release {what}: this thread has not acquired it")
 
     def __repr__(self) -> str:
         owner = self._cell.owner
@@ -157,29 +197,35 @@ class Lock:
 
     def _acquire_slowly(self, code: int, frame: FrameType, timeout: float) -> bool:
         """Wait for it as long as may be; the first try came to this code."""
-        if code == errno.EBUSY and timeout != 0.0:
-            code = self._wait(frame, timeout)
-        if code == errno.EDEADLK and timeout != 0.0:
-            raise DeadlockError.alone(self._cell.label, self._cell.holder.stack)
-        if code in (errno.EBUSY, errno.EDEADLK, errno.ETIMEDOUT):
-            return False
-        if code == errno.EOWNERDEAD:
-            self._inherit()
-        elif code:
-            raise OSError(code, os.strerror(code))
-        self._cell.note_holder(frame)
-        return True
+        first = code
+        try:
+            if code == errno.EBUSY and timeout != 0.0:
+                code = self._wait(frame, timeout)
+            if code == errno.EDEADLK and timeout != 0.0:
+                raise DeadlockError.alone(self._cell.label, self._cell.holder.stack)
+            if code in (errno.EBUSY, errno.EDEADLK, errno.ETIMEDOUT):
+                return False
+            if code == errno.EOWNERDEAD:
+                self._inherit()
+            elif code:
+                raise OSError(code, os.strerror(code))
+            self._cell.note_holder(frame)
+            return True
+        except BaseException as error:  # as in acquire, for those who come from elsewhere
+            if first != errno.EDEADLK:
+                self._let_go(error)
+            raise
 
     def _wait(self, frame: FrameType, timeout: float) -> int:
         started, started_ns = monotonic(), monotonic_ns()
         until = math.inf if timeout == FOREVER else started + timeout
         hears_signals = threading.current_thread() is threading.main_thread()
+        longest = min(SIGNAL_S, LOOK_S) if hears_signals else LOOK_S
         look_at = started + LOOK_S
         seat = None
         try:
             while True:
                 now = monotonic()
-                longest = SIGNAL_S if hears_signals else LOOK_S
                 code = libc.lock_until(
                     self._mutex, max(0.0, min(until - now, look_at - now, longest))
                 )
@@ -188,18 +234,34 @@ class Lock:
                     return code
                 if now >= look_at:
                     look_at = now + LOOK_S
-                    if seat is None:
-                        seat = self._cell.arena.seat()
-                        seat.wait_for(self._cell.offset, frame, started_ns)
-                    deadlocks.look(seat)
+                    seat = seat or self._sit_down(frame, started_ns, ends=until < math.inf)
+                    if seat is not None and until == math.inf:
+                        deadlocks.look(seat)
         finally:
             if seat is not None:
-                seat.wait_no_more()
+                seat.mode[0] = IDLE
+
+    def _sit_down(self, frame: FrameType, since_ns: int, *, ends: bool) -> Seat | None:
+        """Say that this thread waits here; None: all seats are taken, and it waits unseen."""
+        try:
+            seat = self._cell.arena.seat()
+        except RuntimeError:
+            return None
+        seat.wait_for(self._cell.offset, frame, since_ns, ends=ends)
+        return seat
+
+    def _let_go(self, error: BaseException) -> None:
+        """Release it, if that was locked in an acquire which comes to nothing by this error."""
+        if self._cell.owner == threading.get_native_id():
+            if not libc.consistent(self._mutex):  # and that was to be told
+                error.add_note(str(OwnerDied.of(self._cell.label, *self._cell.holder)))
+            libc.unlock(self._mutex)
 
     def _inherit(self) -> None:
         """Take over from an owner that has ended: tell of it, or go on."""
         holder = self._cell.holder
         libc.consistent(self._mutex)
+        self._words[WHO] = 0
         self._words[DEATHS] += 1
         if self._on_owner_death == "raise":
             libc.unlock(self._mutex)
@@ -217,7 +279,24 @@ class RLock(Lock):
     True
     """
 
+    __slots__ = ()
     _kind, _recursive = RLOCK, True
+
+    # Who has it is still noted here after a release: that may have been one of several.
+
+    def release(self) -> None:
+        """Release it once. Raises RuntimeError where the calling thread does not have it."""
+        if _unlock(self._mutex):
+            self._refuse()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if _unlock(self._mutex) and error is None:
+            self._refuse()
 
     def _recursion_count(self) -> int:
         """Return how often the calling thread has it."""
@@ -229,19 +308,19 @@ def check_timeout(blocking: bool, timeout: float) -> None:  # noqa: FBT001
     if timeout != FOREVER:
         if not blocking:
             raise ValueError("can't specify a timeout for a non-blocking call")
-        if timeout < 0:
+        if not timeout >= 0:  # nor is NaN
             raise ValueError("timeout value must be a non-negative number")
         if timeout > threading.TIMEOUT_MAX:
             raise OverflowError("timeout value is too large")
 
 
 def _arrive(cls: type[Lock], place: Any, on_owner_death: str) -> Lock:
-    where, offset = place
-    lock = known.get((where.ident, offset))
-    if lock is None:
-        cell = cell_at(place, cls.__name__)
+    def make() -> Lock:
         lock = cls.__new__(cls)
-        lock._set_up(cell, on_owner_death)  # noqa: SLF001
+        lock._set_up(cell_at(place, cls.__name__), on_owner_death)  # noqa: SLF001
+        return lock
+
+    lock = only_one(place, make)
     assert isinstance(lock, cls)
     return lock
 

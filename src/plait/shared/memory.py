@@ -28,6 +28,7 @@ __all__ = ["HEAD_BYTES", "Place", "Region", "boot_id", "regions_of"]
 
 MAGIC = b"plait01\n"
 ID_BYTES = 16
+LINK = "/memfd:plait-"
 HEAD_BYTES = 64
 """A region begins with what it is: magic, identity; the rest is zero."""
 
@@ -143,7 +144,10 @@ def _open(place: Place, what: str) -> int:
         raise SharedDataGone(what, "it was made on another machine, or before this one was started")
     for pid, fd in place.holders:
         with suppress(OSError):
-            found = os.open(f"/proc/{pid}/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
+            path = f"/proc/{pid}/fd/{fd}"
+            if not os.readlink(path).startswith(LINK):  # noqa: PTH115  to open it may do anything
+                continue
+            found = os.open(path, os.O_RDWR | os.O_CLOEXEC)
             if _is_it(found, place.ident):
                 return found
             os.close(found)
@@ -166,9 +170,7 @@ def regions_of(pid: int, kind: str) -> list[Region]:
     with suppress(OSError):
         for fd in os.listdir(f"/proc/{pid}/fd"):  # noqa: PTH208
             with suppress(OSError, SharedDataGone):
-                if os.readlink(f"/proc/{pid}/fd/{fd}").startswith(  # noqa: PTH115
-                    f"/memfd:plait-{kind}"
-                ):
+                if os.readlink(f"/proc/{pid}/fd/{fd}").startswith(LINK + kind):  # noqa: PTH115
                     ident = _ident_at(pid, int(fd))
                     found.append(Region.at(Place(ident, boot_id(), ((pid, int(fd)),)), kind))
     return found

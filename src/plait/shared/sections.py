@@ -135,9 +135,12 @@ def me() -> int:
 
 
 def is_running(process: int) -> bool:
-    """Whether the process that was given this word by ``me`` is there."""
+    """Whether the process that was given this word by ``me`` is there; 0 is nobody's.
+
+    Where that cannot be found out it is taken to be there.
+    """
     pid = process >> START_BITS
-    return start_of(pid, pid) == process & ((1 << START_BITS) - 1)
+    return pid != 0 and start_of(pid, pid) in (-1, process & ((1 << START_BITS) - 1))
 
 
 def _forget_me() -> None:

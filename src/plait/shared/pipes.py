@@ -1,0 +1,364 @@
+"""Pipes: two ends, each in whatever process, that send each other objects or bytes.
+
+A pipe is a queue for each direction (queues.py), so that a sender who is killed leaves a whole
+message or none. A pipe of the kernel's would be torn by it: what does not fit into its 64 KiB is
+written piece by piece. Besides, there is a list of who has which end: when nobody has it any more,
+because it was closed or because they have ended, the other end is told.
+
+An end that is on its way (pickled, not yet arrived) counts as one that its sender has. So does one
+that goes to a child by ``fork``, until the child has said that it has it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import pickle
+import queue
+from time import monotonic
+from types import TracebackType
+from typing import Any, Self
+from weakref import WeakSet
+
+from plait.shared.arena import known
+from plait.shared.memory import HEAD_BYTES, Region
+from plait.shared.queues import LOOK_S, Queue, ShutDown
+from plait.shared.sections import is_running, me
+from plait.shared.stores import Record, decode, encode
+
+__all__ = ["Connection", "Pipe"]
+
+MOST_MESSAGES = 1024
+"""A sender waits while so many of its messages have not been received."""
+LINES, LINE_WORDS = 256, 8
+WHO, HELD, SENT = 0, 1, 3
+"""The words of a line: a process; how often it has each end; how often each is on its way."""
+
+
+class Holders:
+    """Which processes have which end of a pipe, in a region of its own.
+
+    Changed under the mutex of one of the queues. Who has ended has nothing any more.
+    """
+
+    def __init__(self, region: Region) -> None:
+        self.region = region
+        self._words = region.words(HEAD_BYTES, 8 * LINES * LINE_WORDS, "q")
+        self.inherited: set[int] = set()
+        """Ends that this process has by a fork alone, and has not used."""
+
+    def line(self) -> int:
+        """Return the line of this process; it may become that, with the mutex held."""
+        words, free = self._words, -1
+        for line in range(0, len(words), LINE_WORDS):
+            if words[line] == me():
+                return line
+            if free < 0 and not is_running(words[line]):
+                free = line
+            if not words[line]:
+                break
+        if free < 0:
+            raise RuntimeError(f"more than {LINES} processes have one pipe")
+        words[free] = 0
+        words[free + 1 : free + LINE_WORDS] = memoryview(bytes(8 * (LINE_WORDS - 1))).cast("q")
+        words[free] = me()
+        return free
+
+    def add(self, what: int, side: int, count: int) -> None:
+        """Change how often this process has an end (HELD), or has it on its way (SENT)."""
+        self.add_at(self.line(), me(), what + side, count)
+
+    def add_at(self, line: int, who: int, word: int, count: int) -> None:
+        """Change that for a process that may have ended."""
+        if self._words[line] == who:
+            self._words[line + word] = max(0, self._words[line + word] + count)
+
+    def has_any(self, side: int) -> bool:
+        """Whether a living process has that end, or is sending it."""
+        words = self._words
+        for line in range(0, len(words), LINE_WORDS):
+            who = words[line]
+            if not who:
+                break
+            if not words[line + HELD + side] and not words[line + SENT + side]:
+                continue
+            if who == me():
+                if side in self.inherited and not words[line + SENT + side]:
+                    continue
+                return True
+            if is_running(who):
+                return True
+        return False
+
+
+class Connection:
+    """One end of a pipe, as that of ``multiprocessing.Pipe``, that can be sent to any process.
+
+    Several threads and processes may use an end at once: each message is received by one of them,
+    whole. It is closed when all who have it have closed it, let go of it or ended; the last is
+    noticed within a second.
+
+    It has no ``fileno()``: there is no file behind it on which to wait.
+
+    >>> left, right = Pipe()
+    >>> left.send({"a": 1})
+    >>> right.recv()
+    {'a': 1}
+    >>> left.close()
+    >>> right.recv()
+    Traceback (most recent call last):
+    EOFError: the other end of the pipe is closed
+    """
+
+    def __init__(self, holders: Holders, side: int, incoming: Queue | None, outgoing: Queue | None):
+        self._holders, self._side = holders, side
+        self._incoming, self._outgoing = incoming, outgoing
+        self._is_closed = False
+        known[holders.region.ident, side] = self
+        self._do(holders.add, HELD, side, 1)
+        _open.add(self)
+
+    # --- As in multiprocessing -------------------------------------------------------------
+
+    @property
+    def closed(self) -> bool:
+        """Whether it has been closed, in this process."""
+        return self._is_closed
+
+    @property
+    def readable(self) -> bool:
+        """Whether it can receive."""
+        return self._incoming is not None
+
+    @property
+    def writable(self) -> bool:
+        """Whether it can send."""
+        return self._outgoing is not None
+
+    def send(self, item: object) -> None:
+        """Send an object; while a thousand messages have not been received, wait.
+
+        Raises:
+            BrokenPipeError: the other end is closed.
+            NotPicklable: the object cannot travel.
+        """
+        self._send(encode(item))
+
+    def recv(self) -> Any:
+        """Receive the next object; wait for it. Raises EOFError where there will be none."""
+        return decode(self._recv())
+
+    def send_bytes(
+        self, data: bytes | bytearray | memoryview, offset: int = 0, size: int | None = None
+    ) -> None:
+        """Send bytes, or a part of them, as one message.
+
+        >>> receiver, sender = Pipe(duplex=False)
+        >>> sender.send_bytes(b"some bytes", 5)
+        >>> receiver.recv_bytes()
+        b'bytes'
+        """
+        view = memoryview(data).cast("B")
+        end = len(view) if size is None else offset + size
+        if not 0 <= offset <= end <= len(view):
+            raise ValueError(f"offset={offset}, size={size} must be within the {len(view)} bytes")
+        self._send((bytes(view[offset:end]), 0))
+
+    def recv_bytes(self, maxlength: int | None = None) -> bytes:
+        """Receive the next message as bytes; a sent object is a pickle.
+
+        Raises:
+            EOFError: there will be none.
+            OSError: it is longer than that; it is lost.
+        """
+        data, _ = self._recv()
+        if maxlength is not None and len(data) > maxlength:
+            raise OSError(f"a message of {len(data)} bytes is longer than maxlength={maxlength}")
+        return data
+
+    def poll(self, timeout: float | None = 0.0) -> bool:
+        """Return whether there is something to receive, or the end; wait for it so long.
+
+        Args:
+            timeout: in seconds; None: for ever.
+        """
+        incoming = self._usable(self._incoming, "receive")
+        until = None if timeout is None else monotonic() + timeout
+        while True:
+            left = LOOK_S if until is None else max(0.0, min(LOOK_S, until - monotonic()))
+            if incoming.wait_item(left):
+                return True
+            if self._end_if_alone():
+                return True
+            if until is not None and monotonic() >= until:
+                return False
+
+    def close(self) -> None:
+        """Let go of this end, in this process. Once nobody has it, the other one is told."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        _open.discard(self)
+        self._holders.inherited.discard(self._side)
+        self._do(self._holders.add, HELD, self._side, -1)
+        if not self._do(self._holders.has_any, self._side):
+            if self._outgoing is not None:
+                self._outgoing.shutdown()
+            if self._incoming is not None:
+                self._incoming.shutdown(immediate=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_is_closed"):
+            self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._is_closed else "open"
+        return f"<plait.shared Connection: end {self._side + 1} of a pipe, {state}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._is_closed:
+            raise pickle.PicklingError("an end of a pipe that is closed cannot be sent")
+        line = self._do(self._holders.line)
+        self._do(self._holders.add, SENT, self._side, 1)
+        sender = (line, me())
+        return _arrive, (
+            self._holders.region.place,
+            self._side,
+            self._incoming,
+            self._outgoing,
+            sender,
+        )
+
+    # --- Inside ------------------------------------------------------------------------------
+
+    def _do(self, step: Any, *args: Any) -> Any:
+        """Do something with the list of holders, under the mutex that guards it."""
+        first = self._incoming if self._side == 0 else self._outgoing
+        other = self._outgoing if self._side == 0 else self._incoming
+        guard = first or other
+        assert guard is not None
+        return guard.do_locked(step, *args)
+
+    def _usable(self, which: Queue | None, verb: str) -> Queue:
+        if self._is_closed:
+            raise OSError("this end of the pipe is closed")
+        if which is None:
+            raise OSError(f"this end of the pipe cannot {verb}")
+        if self._holders.inherited:
+            self._holders.inherited.discard(self._side)
+        return which
+
+    def _send(self, record: Record) -> None:
+        outgoing = self._usable(self._outgoing, "send")
+        while True:
+            try:
+                outgoing.put_record(record, LOOK_S)
+            except queue.Full:
+                self._end_if_alone()
+            except ShutDown:
+                raise BrokenPipeError("the other end of the pipe is closed") from None
+            else:
+                return
+
+    def _recv(self) -> Record:
+        incoming = self._usable(self._incoming, "receive")
+        while True:
+            try:
+                return incoming.get_record(LOOK_S)
+            except queue.Empty:
+                self._end_if_alone()
+            except ShutDown:
+                raise EOFError("the other end of the pipe is closed") from None
+
+    def _end_if_alone(self) -> bool:
+        """Shut the pipe down where nobody has the other end any more."""
+        if self._do(self._holders.has_any, 1 - self._side):
+            return False
+        if self._incoming is not None:
+            self._incoming.shutdown()
+        if self._outgoing is not None:
+            self._outgoing.shutdown(immediate=True)
+        return True
+
+    # --- Around a fork -------------------------------------------------------------------------
+
+    def expect_fork(self) -> None:
+        """Say that this end is on its way to a child."""
+        self._do(self._holders.add, SENT, self._side, 1)
+        self._forked_from = self._do(self._holders.line), me()
+
+    def come_by_fork(self) -> None:
+        """Say that this end has arrived in this process, which is that child."""
+        line, parent = self._forked_from
+        self._do(self._holders.add, HELD, self._side, 1)
+        self._do(self._holders.add_at, line, parent, SENT + self._side, -1)
+        self._holders.inherited.add(self._side)
+
+
+def Pipe(duplex: bool = True) -> tuple[Connection, Connection]:  # noqa: FBT001, FBT002, N802
+    """Return the two ends of a pipe, as ``multiprocessing.Pipe``, for threads and processes.
+
+    Each can be sent to any process at any time. A message is whole, or it was not sent: also where
+    its sender is killed.
+
+    Args:
+        duplex: whether both ends can send. If not, the first one receives, the second one sends.
+
+    >>> left, right = Pipe()
+    >>> right.send("hello")
+    >>> left.poll(), left.recv()
+    (True, 'hello')
+    """
+    holders = Holders(Region.create(8 * LINES * LINE_WORDS, "pipe"))
+    to_first = Queue(MOST_MESSAGES, name="pipe")
+    to_second = Queue(MOST_MESSAGES, name="pipe") if duplex else None
+    return Connection(holders, 0, to_first, to_second), Connection(holders, 1, to_second, to_first)
+
+
+def _arrive(
+    place: Any, side: int, incoming: Queue | None, outgoing: Queue | None, sender: tuple[int, int]
+) -> Connection:
+    found = known.get((place.ident, side))
+    if found is None or found.closed:
+        other = known.get((place.ident, 1 - side))
+        holders = other._holders if other else Holders(Region.at(place, "Connection"))  # noqa: SLF001
+        found = Connection(holders, side, incoming, outgoing)
+    assert isinstance(found, Connection)
+    found._holders.inherited.discard(side)  # noqa: SLF001
+    found._do(found._holders.add_at, *sender, SENT + side, -1)  # noqa: SLF001
+    return found
+
+
+_open: WeakSet[Connection] = WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Tell the other ends that this process ends; if it is killed, they notice."""
+    for connection in list(_open):
+        connection.close()
+
+
+def _before_fork() -> None:
+    for connection in list(_open):
+        connection.expect_fork()
+
+
+def _after_fork() -> None:
+    for connection in list(_open):
+        connection.come_by_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_child=_after_fork)
