@@ -171,55 +171,59 @@ class Ledger:
     LINES = 256
 
     def __init__(self, region: Region) -> None:
-        self._words = region.words(HEAD_BYTES, 16 * self.LINES, "q")
-        self._line = UNKNOWN
+        self.words = region.words(HEAD_BYTES, 16 * self.LINES, "q")
+        self.line = UNKNOWN
         _ledgers.add(self)
 
     def note_taken(self) -> None:
         """Say that this process has taken an item."""
-        if self._line == UNKNOWN:
-            self._line = self._find_line()
-        self._words[self._line + 1] += 1
+        if self.line == UNKNOWN:
+            self.find_line()
+        self.words[self.line + 1] += 1
 
     def note_done(self) -> None:
         """Say that an item is done, by whomever it was taken."""
-        if self._line > 0 and self._words[self._line + 1] > 0:
-            self._words[self._line + 1] -= 1
+        if self.line > 0 and self.words[self.line + 1] > 0:
+            self.words[self.line + 1] -= 1
             return
         lines = range(2, 2 * self._used(), 2)
-        line = next((line for line in lines if self._words[line + 1] > 0), 0)
-        self._words[line + 1] -= 1
+        line = next((line for line in lines if self.words[line + 1] > 0), 0)
+        self.words[line + 1] -= 1
 
     def unfinished(self) -> int:
         """Return how many are not done."""
-        return sum(self._words[1 : 2 * self._used() : 2])
+        return sum(self.words[1 : 2 * self._used() : 2])
 
     def settle(self) -> None:
         """Have items of processes that have ended count as done."""
         for line in range(2, 2 * self._used(), 2):
-            if self._words[line + 1] and not is_running(self._words[line]):
-                self._words[line + 1] = 0
+            if self.words[line + 1] and not is_running(self.words[line]):
+                self.words[line + 1] = 0
 
     def forget_line(self) -> None:
         """Find the line of this process anew: it is another one now."""
-        self._line = UNKNOWN
+        self.line = UNKNOWN
 
     def _used(self) -> int:
-        free = (n for n in range(1, self.LINES) if not self._words[2 * n])
+        free = (n for n in range(1, self.LINES) if not self.words[2 * n])
         return next(free, self.LINES)
+
+    def find_line(self) -> None:
+        """Find or take the line of this process."""
+        self.line = self._find_line()
 
     def _find_line(self) -> int:
         used = self._used()
         if used == self.LINES:
             self.settle()
         for line in range(2, 2 * used, 2):
-            is_left = not self._words[line + 1] and not is_running(self._words[line])
-            if is_left or self._words[line] == me():
-                self._words[line] = me()
+            is_left = not self.words[line + 1] and not is_running(self.words[line])
+            if is_left or self.words[line] == me():
+                self.words[line] = me()
                 return line
         if used == self.LINES:
             return 0
-        self._words[2 * used] = me()
+        self.words[2 * used] = me()
         return 2 * used
 
 
@@ -346,7 +350,10 @@ class Ring:
         start, size = self._data_at + words[entry], words[entry + SIZE]
         record = self.memory[start : start + (size >> 1)], size & 1
         words[NEXT] = number + 1
-        self._ledger.note_taken()
+        ledger = self._ledger  # as in note_taken
+        if ledger.line < 0:
+            ledger.find_line()
+        ledger.words[ledger.line + 1] += 1
         return record
 
     def is_idle(self) -> bool:
