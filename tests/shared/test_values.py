@@ -186,8 +186,8 @@ def test_a_value_is_its_own_lock() -> None:
     with value, value.get_lock():
         value.value += 1
         assert value.locked()
-        assert who_holds()[0].what == "Value 'n'"
-        assert "test_a_value_is_its_own_lock" in who_holds()[0].stack  # also after the write
+        (row,) = (row for row in who_holds() if row.what == "Value 'n'")
+        assert "test_a_value_is_its_own_lock" in row.stack  # also after the write
     assert not value.locked()
     assert value.value == 2
 
