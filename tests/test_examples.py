@@ -11,8 +11,6 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from plait import shared
-
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 RunExample = Callable[..., str]
@@ -242,12 +240,6 @@ def test_crawl(run_example: RunExample) -> None:
     assert output.count(" killed ") == output.count(" was ended ") == 1
 
 
-def needs(*names: str) -> pytest.MarkDecorator:
-    """Skip a test as long as plait.shared has not all of these; then this is to be removed."""
-    missing = [name for name in names if not hasattr(shared, name)]
-    return pytest.mark.skipif(bool(missing), reason=f"plait.shared has no {', '.join(missing)} yet")
-
-
 SHARED = {
     "Lock": "1 + 2 + ... + 100 = 5050",
     "RLock": "100 and 0 became 40 and 60",
@@ -266,17 +258,12 @@ SHARED = {
 
 
 def test_sharing(run_example: RunExample) -> None:
-    there = [name for name in SHARED if hasattr(shared, name)]
-    output = run_example("sharing.py", *there)
+    output = run_example("sharing.py", *SHARED)
     for name, told in SHARED.items():
-        if name in there:
-            pattern = rf"^{name}: .*\n  on threads: (.*)\n  on processes: (.*)$"
-            assert re.findall(pattern, output, re.MULTILINE) == [(told, told)]
-    if missing := set(SHARED) - set(there):
-        pytest.skip(f"plait.shared has no {', '.join(sorted(missing))} yet")
+        pattern = rf"^{name}: .*\n  on threads: (.*)\n  on processes: (.*)$"
+        assert re.findall(pattern, output, re.MULTILINE) == [(told, told)]
 
 
-@needs("Barrier", "checked")
 def test_race(run_example: RunExample) -> None:
     unlocked, locked, found, none = re.split(
         r"^\d\. .*\n", run_example("race.py"), flags=re.MULTILINE
@@ -290,7 +277,6 @@ def test_race(run_example: RunExample) -> None:
     assert none.strip() == "['Ada', 'Grace']"
 
 
-@needs("Barrier")
 def test_deadlock(run_example: RunExample) -> None:
     output = run_example("deadlock.py")
     for told in re.split(r"^Take two locks, .*\n", output, flags=re.MULTILINE)[1:]:
@@ -302,7 +288,6 @@ def test_deadlock(run_example: RunExample) -> None:
     assert output.count("Deadlock: ") == 2
 
 
-@needs("List", "Condition", "Queue")
 def test_producer_consumer(run_example: RunExample) -> None:
     output = run_example("producer_consumer.py")
     assert (

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple, Self
 
 __all__ = [
+    "Access",
     "DeadlockError",
     "MemoryLimitExceeded",
     "NotPicklable",
@@ -17,6 +18,7 @@ __all__ = [
     "OwnerDied",
     "PlaitError",
     "PoolClosed",
+    "RaceFound",
     "RemoteError",
     "RemoteTraceback",
     "RunTimeout",
@@ -318,6 +320,53 @@ class DeadlockError(PlaitError):
             f"use an RLock. It was taken at\n{where}"
         )
         error.members = (f"holds and waits for {what}, taken at\n{where}",)
+        return error
+
+
+class Access(NamedTuple):
+    """One use of data that several workers have.
+
+    Attributes:
+        who: the thread, and its process.
+        kind: "read" or "write".
+        method: what was called.
+        where: file and line, and the function.
+        locks: what the locks are called that the thread held.
+    """
+
+    who: str
+    kind: str
+    method: str
+    where: str
+    locks: tuple[str, ...]
+
+    def __str__(self) -> str:
+        did = "wrote" if self.kind == "write" else "read"
+        held = " and ".join(self.locks) or "no lock"
+        return f"{self.who} {did} it ({self.method})\n    at {self.where}\n    holding {held}"
+
+
+class RaceFound(PlaitError):
+    """Two workers used the same data, one of them to change it, and held no lock in common.
+
+    It may have gone well this time. ``plait.shared.checked`` finds such uses.
+
+    Attributes: ``what`` it is; ``first`` and ``second``, the two uses: each an ``Access``.
+    """
+
+    what: str
+    first: Access
+    second: Access
+
+    @classmethod
+    def of(cls, what: str, first: Access, second: Access) -> Self:
+        """Tell of two uses of something."""
+        told = "\n".join(f"  {line}" for one in (first, second) for line in f"{one}".splitlines())
+        error = cls(
+            f"Two workers use this {what} and hold no lock in common: what comes of it depends on "
+            f"who is faster.\n{told}\nHold the same plait lock wherever it is used: `with lock:`."
+        )
+        error.__dict__.update(what=what, first=first, second=second)
         return error
 
 

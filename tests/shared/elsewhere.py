@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack
+from multiprocessing import resource_tracker
 from typing import Any
 
 import pytest
@@ -52,7 +53,8 @@ class Elsewhere:
 
     def start(self, function: Callable[..., Any], *args: Any) -> Future[Any]:
         if self.name in ("server", "spawn"):
-            executor = plait.Executor(backend="processes", max_workers=1, start_method=self.name)
+            method: Any = self.name
+            executor = plait.Executor(backend="processes", max_workers=1, start_method=method)
             self._stack.callback(executor.shutdown)
             return executor.submit(function, *args)
         done: Future[Any] = Future()
@@ -104,6 +106,8 @@ class Elsewhere:
 def elsewhere(request: pytest.FixtureRequest) -> Iterator[Elsewhere]:
     with ExitStack() as stack:
         yield Elsewhere(request.param, stack)
+    tracker: Any = resource_tracker._resource_tracker
+    tracker._stop()  # spawn has started it, and it would last as long as the tests
 
 
 def until(is_so: Callable[[], bool]) -> None:

@@ -32,7 +32,7 @@ from time import monotonic
 from typing import Any, NamedTuple, NoReturn
 
 from plait.errors import OwnerDied
-from plait.shared import Lock, RLock, who_holds
+from plait.shared import Array, Lock, RLock, Value, who_holds
 from plait.shared.memory import HEAD_BYTES, Place, Region
 
 WORKERS = 6
@@ -190,6 +190,29 @@ def passing_on(box: list[Any], board: Board, rng: Random) -> None:
         stack.enter_context(box[0])
         with board.alone(rng):
             pass
+
+
+@game(lambda: Value(int, name="of the matrix"))
+def value(value: Value[int], board: Board, rng: Random) -> None:
+    """Count up, at one stroke and under the lock; it never goes down."""
+    number = value.add(rng.randrange(1, 4))
+    if value.value < number:
+        raise Wrong(f"{value.value} after {number}")
+    with value, board.alone(rng):
+        number = value.value
+        value.value += 1
+        if value.add(0) != number + 1:
+            raise Wrong(f"{value.value} is not {number} + 1")
+
+
+@game(lambda: Array(int, 8, name="of the matrix"))
+def array(array: Array, board: Board, rng: Random) -> None:
+    """Write numbers that are all the same, and see that nobody else does so meanwhile."""
+    with array, board.alone(rng):
+        array[:] = [os.getpid()] * 8
+        dawdle(rng)
+        if set(array.view().tolist()) != {os.getpid()}:
+            raise Wrong(f"{list(array)} is not of {os.getpid()} alone")
 
 
 # --- A worker --------------------------------------------------------------------------------

@@ -95,8 +95,7 @@ def until(condition: Callable[[], Any], seconds: float = 20.0) -> None:
 
 def is_waited_for(lock: Lock, by: int = 1) -> bool:
     """Whether so many wait for this lock, which is seen after LOOK_S."""
-    rows = [row for row in who_holds() if row.what == lock._cell.label]
-    return bool(rows) and len(rows[0].waiting) >= by
+    return any(row.what == lock._cell.label and len(row.waiting) >= by for row in who_holds())
 
 
 _kept: list[Any] = []

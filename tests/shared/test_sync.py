@@ -15,6 +15,7 @@ import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from threading import BrokenBarrierError
 from typing import Any
 
@@ -204,8 +205,7 @@ def test_a_condition_of_a_recursive_lock_gives_all_of_it_back(elsewhere: Elsewhe
     other = waiting(elsewhere, condition, done)
     with condition, condition:
         condition.notify()
-        assert not condition.wait(0)
-        assert condition.wait_for(done.get_value, LONG) == 1
+        until(lambda: condition.wait(0.001) or done.get_value() == 1)
         assert condition._lock._recursion_count() == 2  # type: ignore[attr-defined]
     assert other.result(LONG)
     assert not condition.locked()
@@ -302,13 +302,13 @@ def wait_for_ctrl_c(kind: str, condition: Condition, ready: Event) -> float:
     try:
         with condition:
             ready.set()
-            wait: Callable[[], Any] = {
+            waits: dict[str, Callable[[], Any]] = {
                 "condition": condition.wait,
                 "semaphore": semaphore.acquire,
                 "event": event.wait,
                 "barrier": barrier.wait,
-            }[kind]
-            wait()
+            }
+            waits[kind]()
     except KeyboardInterrupt:
         assert semaphore.acquire(blocking=False) is False
         assert (barrier.n_waiting, condition.locked()) == (0, False)
@@ -531,30 +531,26 @@ def crash_in_semaphore() -> int:
 
 
 def crash_while_the_dead_are_reaped() -> int:
-    semaphore = BoundedSemaphore(1)
-
-    def work() -> None:
-        semaphore.acquire(timeout=0)
-        semaphore.release()
-
-    def check() -> None:
-        assert semaphore.acquire(timeout=LONG)
-        semaphore.release()
-        pid = os.fork()
-        if not pid:
-            semaphore.acquire()
-            kill_me()
-        os.waitpid(pid, 0)
+    number, got_there = 0, True
+    while got_there:
+        semaphore = BoundedSemaphore(2)
+        os.waitpid(fork(take_all_and_die, semaphore), 0)
         assert semaphore.get_value() == 0
-
-    check()
-    number = 0
-    while kill_at(number, work):
-        assert semaphore.acquire(timeout=LONG)
-        semaphore.release()
-        check()
+        got_there = kill_at(number, partial(take_and_give, semaphore))
+        assert take_until_none(semaphore) == 2
         number += 1
     return number
+
+
+def take_all_and_die(semaphore: Semaphore) -> None:
+    while semaphore.acquire():
+        if not semaphore.get_value():
+            kill_me()
+
+
+def take_and_give(semaphore: Semaphore) -> None:
+    assert semaphore.acquire(timeout=0)
+    semaphore.release()
 
 
 def crash_in_event() -> int:
@@ -630,7 +626,7 @@ def crash_in_barrier(action: Callable[[], object] | None, parties: int) -> int:
     return each_step(work, check)
 
 
-CRASHES = {
+CRASHES: dict[str, Callable[[], int]] = {
     "semaphore": crash_in_semaphore,
     "reaping": crash_while_the_dead_are_reaped,
     "event": crash_in_event,
@@ -645,7 +641,8 @@ def crash(name: str) -> int:
     warnings.simplefilter("ignore")
     for name_of_module in ("conditions", "semaphores", "barriers"):
         importlib.import_module(f"plait.shared.{name_of_module}").LOOK_S = 0.01  # type: ignore[attr-defined]
-    return CRASHES[name]()
+    run: Callable[[], int] = CRASHES[name]
+    return run()
 
 
 @pytest.mark.parametrize("name", CRASHES)
@@ -656,9 +653,8 @@ def test_a_process_may_be_killed_at_any_step(name: str) -> None:
 
 
 def work_for_ever(
-    ready: Event, semaphore: Semaphore, event: Event, condition: Condition, barrier: Barrier
+    semaphore: Semaphore, event: Event, condition: Condition, barrier: Barrier
 ) -> None:
-    ready.set()
     while True:
         with semaphore:
             event.set()
@@ -675,25 +671,42 @@ def work_for_ever(
             barrier.reset()
 
 
-def test_processes_are_killed_at_random_and_the_others_go_on() -> None:
-    dice = random.Random(7)
-    semaphore, event, condition, barrier = BoundedSemaphore(2), Event(), Condition(), Barrier(2)
-    things = (semaphore, event, condition, barrier)
-    children = []
-    for number in range(32):
-        ready = Event()
-        children.append(in_subprocess(work_for_ever, ready, *things))
-        assert ready.wait(LONG)
-        if number >= 2:
-            time.sleep(dice.random() * 0.02)  # the time of its death, not a wait
-            kill(children.pop(dice.randrange(len(children))))
+def kill_at_random(seed: int) -> str:
+    """Have three processes use all of it at once, and kill and replace one after the other."""
+    warnings.simplefilter("ignore")
+    dice = random.Random(seed)
+    things = BoundedSemaphore(2), Event(), Condition(), Barrier(2)
+    children: list[int] = []
+    for _ in range(32):
+        children.append(fork(work_for_ever, *things))
+        if len(children) == 3:
+            time.sleep(dice.random() * 0.02)  # the time of a death, not a wait
+            end(children.pop(dice.randrange(3)))
     for child in children:
-        kill(child)
+        end(child)
+    return check_all(*things)
+
+
+def fork(function: Callable[..., object], *args: Any) -> int:
+    pid = os.fork()
+    if not pid:
+        try:
+            function(*args)
+        finally:
+            os._exit(1)
+    return pid
+
+
+def end(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+    assert os.WIFSIGNALED(os.waitpid(pid, 0)[1])  # it had not failed before
+
+
+def check_all(semaphore: Semaphore, event: Event, condition: Condition, barrier: Barrier) -> str:
     assert semaphore.acquire(timeout=LONG)
     assert semaphore.acquire(timeout=LONG)
     assert not semaphore.acquire(blocking=False)
     semaphore.release(2)
-    assert semaphore.get_value() == 2
     event.set()
     assert event.wait(LONG)
     try:
@@ -707,3 +720,13 @@ def test_processes_are_killed_at_random_and_the_others_go_on() -> None:
     other.start()
     barrier.wait(LONG)
     other.join()
+    return f"{semaphore!r} {barrier!r}"
+
+
+def test_processes_are_killed_at_random_and_the_others_go_on() -> None:
+    with in_subprocess(kill_at_random, 7) as child:
+        assert child.stdout is not None
+        told = pickle.loads(child.stdout.read())
+    assert told == (
+        "<plait.shared BoundedSemaphore: value=2/2> <plait.shared Barrier: waiters=0/2>"
+    )

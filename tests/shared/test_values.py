@@ -20,7 +20,7 @@ import pytest
 
 import plait
 from plait import OwnerDied
-from plait.shared import Array, Counter, RLock, Value, who_holds
+from plait.shared import Array, Counter, RLock, Value, libc, who_holds
 
 MB = 1024 * 1024
 
@@ -186,8 +186,8 @@ def test_a_value_is_its_own_lock() -> None:
     with value, value.get_lock():
         value.value += 1
         assert value.locked()
-        assert who_holds()[0].what == "Value 'n'"
-        assert "test_a_value_is_its_own_lock" in who_holds()[0].stack  # also after the write
+        (row,) = (row for row in who_holds() if row.what == "Value 'n'")
+        assert "test_a_value_is_its_own_lock" in row.stack  # also after the write
     assert not value.locked()
     assert value.value == 2
 
@@ -674,6 +674,23 @@ with value:  # the child, which has another number, is not to believe that it ha
 
 def test_a_forked_child_does_not_take_its_parents_lock_for_its_own(run_python: Any) -> None:
     assert run_python("-c", FORKED_WRITER).stdout == "11\n"
+
+
+def test_ctrl_c_in_a_stroke_leaves_no_lock_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    value = Value(int, 1)
+    try_lock = libc.try_lock
+
+    def lock_and_be_interrupted(mutex: Any) -> int:
+        assert try_lock(mutex) == 0
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(libc, "try_lock", lock_and_be_interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        value.add()
+    with pytest.raises(KeyboardInterrupt):
+        value.value = 2
+    assert not value.locked()
+    assert value.value == 1
 
 
 def test_no_number_is_cut_under_its_own_lock_either() -> None:

@@ -6,9 +6,12 @@ that dies while it holds a lock frees it, and the next one is told; a deadlock i
 """
 
 from plait.shared.deadlocks import Holdings, Row, who_holds
+from plait.shared.dicts import Dict
+from plait.shared.lists import List
 from plait.shared.locks import Lock, RLock
 from plait.shared.pipes import Connection, Pipe
 from plait.shared.queues import LifoQueue, PriorityQueue, Queue, ShutDown
+from plait.shared.races import checked
 from plait.shared.sync import Barrier, BoundedSemaphore, Condition, Event, Semaphore
 from plait.shared.values import Array, Counter, Value
 
@@ -19,9 +22,11 @@ __all__ = [
     "Condition",
     "Connection",
     "Counter",
+    "Dict",
     "Event",
     "Holdings",
     "LifoQueue",
+    "List",
     "Lock",
     "Pipe",
     "PriorityQueue",
@@ -31,5 +36,6 @@ __all__ = [
     "Semaphore",
     "ShutDown",
     "Value",
+    "checked",
     "who_holds",
 ]

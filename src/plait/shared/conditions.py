@@ -70,7 +70,14 @@ class Condition:
         settle(cell, self)
 
     def __enter__(self) -> bool:
-        return self._lock._acquire_at(caller(1))
+        lock = self._lock
+        had_it = lock._is_owned()
+        try:
+            return lock._acquire_at(caller(1))
+        except BaseException:  # Ctrl-C, when we had it just acquired: nobody would release it
+            if not had_it and lock._is_owned():
+                lock.release()
+            raise
 
     def __exit__(
         self,
@@ -113,11 +120,11 @@ class Condition:
                 is_called = self._sleep(seat, until, deaths)
             finally:
                 self._acquire_again(depth, frame)
+            return self._section.run(self._leave, seat, outer) or is_called
         except BaseException:  # whatever it is, it goes on: but not with what others wait for
             if self._section.run(self._leave, seat, outer):
                 self._section.run(self._tell, 1)
             raise
-        return self._section.run(self._leave, seat, outer) or is_called
 
     def wait_for(self, predicate: Callable[[], Any], timeout: float | None = None) -> Any:
         """Wait until a function, called with the lock held, returns what is true; return that.
