@@ -21,20 +21,12 @@ from typing import TYPE_CHECKING, Any
 from plait.errors import DeadlockError
 from plait.shared import libc
 from plait.shared.cells import STATE, Cell, cell_at, known, new_cell
+from plait.shared.ledgers import Ledger
 from plait.shared.memory import HEAD_BYTES, Region
+from plait.shared.rings import Keeper, Ring
 from plait.shared.sections import is_running, me
-from plait.shared.stores import (
-    AREAS_AT,
-    Area,
-    Keeper,
-    Ledger,
-    Record,
-    Ring,
-    Stack,
-    Store,
-    decode,
-    encode,
-)
+from plait.shared.stacks import Stack
+from plait.shared.stores import AREAS_AT, Area, Record, Store, decode, encode
 from plait.spin import Spin
 
 __all__ = ["LifoQueue", "PriorityQueue", "Queue", "ShutDown"]
