@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from plait.errors import DeadlockError
-from plait.shared import Holdings, Lock, RLock, arena, locks, who_holds
+from plait.shared import Holdings, Lock, RLock, locks, seats, who_holds
 from tests.shared.puppet import (
     SOON_S,
     Puppet,
@@ -224,7 +224,7 @@ def pretend_to_wait(lock: Lock) -> None:
 
 
 def age_seat(lock: Lock) -> None:
-    lock._cell.arena.seat()._large[arena.START] -= 1
+    lock._cell.arena.seat()._large[seats.START] -= 1
 
 
 def test_a_cycle_that_does_not_hold_this_thread_is_left_to_its_members(

@@ -8,7 +8,7 @@ from random import Random
 
 import pytest
 
-from plait.shared.arena import is_alive
+from plait.shared.whereabouts import is_alive
 from tests.shared import kill_matrix
 
 

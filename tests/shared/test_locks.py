@@ -12,6 +12,7 @@ import resource
 import signal
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ import pytest
 
 import plait
 from plait.errors import DeadlockError, OwnerDied, SharedDataGone
-from plait.shared import Lock, RLock, arena, libc, locks
+from plait.shared import Lock, RLock, arena, libc, locks, seats
+from plait.shared.whereabouts import is_alive
 from tests.conftest import PROCESS_WAYS, Way, only
 from tests.shared.puppet import (
     SOON_S,
@@ -656,7 +658,7 @@ def test_a_full_text_area_costs_the_place_not_the_process(puppet: Puppet) -> Non
     def fill_and_hold(given: Lock) -> None:
         area = given._cell.arena
         for size in (900, 90, 9):
-            while area.add_text(os.urandom(size).hex()):
+            while area.texts.add(os.urandom(size).hex()):
                 pass
         given.acquire()
 
@@ -690,6 +692,20 @@ def test_a_lock_that_is_dropped_while_held_stays_where_the_kernel_looks_for_it(
     assert puppet.do(drop_held)
 
 
+def test_an_arena_goes_with_the_last_of_its_locks(puppet: Puppet) -> None:
+    def use_and_drop() -> bool:
+        gc.disable()
+        arena._made.clear()
+        lock = Lock()
+        here = weakref.ref(lock._cell.arena)
+        seat = lock._cell.arena.seat()
+        arena._made.clear()
+        del lock
+        return here() is None and seat.is_mine
+
+    assert puppet.do(use_and_drop)
+
+
 def test_more_threads_than_seats_wait_unseen(monkeypatch: pytest.MonkeyPatch, soon: None) -> None:
     monkeypatch.setattr(arena, "SEATS", 2)
     monkeypatch.setattr(arena, "_made", [])
@@ -716,7 +732,7 @@ def test_a_seat_is_not_that_of_a_later_thread_of_the_same_number(soon: None) -> 
     lock = Lock()
     seat = lock._cell.arena.seat()
     assert not seat.is_free
-    seat._large[arena.START] += 1
+    seat._large[seats.START] += 1
     assert seat.is_free
 
 
@@ -748,9 +764,9 @@ def test_who_cannot_be_looked_up_is_not_taken_for_dead(puppet: Puppet) -> None:
         most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (3, most[1]))
         try:
-            return arena.is_alive(me, me), seat.is_free
+            return is_alive(me, me), seat.is_free
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, most)
 
     assert puppet.do(look_without_files) == (True, False)
-    assert not arena.is_alive(1 << 22, 1 << 22)
+    assert not is_alive(1 << 22, 1 << 22)

@@ -27,7 +27,7 @@ import pytest
 
 import plait
 from plait.errors import DeadlockError, NotPicklable, SharedDataGone
-from plait.shared import LifoQueue, PriorityQueue, Queue, ShutDown, libc, queues, stores
+from plait.shared import LifoQueue, PriorityQueue, Queue, ShutDown, ledgers, libc, queues, stores
 
 ROOT = Path(__file__).parents[2]
 KINDS = (Queue, LifoQueue, PriorityQueue)
@@ -672,7 +672,7 @@ def test_a_wake_up_that_was_lost_is_made_up_for(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_many_dead_consumers_leave_room_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stores.Ledger, "LINES", 4)
+    monkeypatch.setattr(ledgers.Ledger, "LINES", 4)
     queue = Queue()
     queue.put_many(range(12))
     for _ in range(10):

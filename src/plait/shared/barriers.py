@@ -1,6 +1,6 @@
 """Barriers: all wait until all are here, or one of them has died.
 
-Each thread that waits has a mark in the barrier's table, at the number of its seat (arena.py).
+Each thread that waits has a mark in the barrier's table, at the number of its seat (seats.py).
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from time import monotonic
 from typing import Any
 
 from plait.shared import libc
-from plait.shared.arena import SEATS, STATE, Cell, Seat, new_cell, whoami
+from plait.shared.cells import STATE, Cell, new_cell
 from plait.shared.locks import LOOK_S
+from plait.shared.seats import SEATS, Seat
 from plait.shared.sections import Section, arrive, end_of, futex_of, label_of, settle
+from plait.shared.whereabouts import whoami
 
 __all__ = ["Barrier"]
 
@@ -158,7 +160,7 @@ class Barrier:
     def _come(self, seat: Seat) -> int:
         """Be one of those who wait; return how many came before."""
         arena = self._cell.arena
-        mark = arena.label(whoami()) << 44 | (seat.start & START_MASK) << 8 | WAITS
+        mark = arena.texts.label(whoami()) << 44 | (seat.start & START_MASK) << 8 | WAITS
         while True:
             phase = self._words[PHASE]
             index = self._section.run(self._enter, seat, mark)
@@ -206,7 +208,7 @@ class Barrier:
     def _error(self, why: int) -> BrokenBarrierError:
         reason = REASONS.get(why & LOW, "it was broken")
         if why & LOW == DIED:
-            pid, _, name = self._cell.arena.text(why >> 8).partition(" ")
+            pid, _, name = self._cell.arena.texts.at(why >> 8).partition(" ")
             reason = f"{name or 'a party'} (pid {pid or 'unknown'}) ended while it waited"
         return BrokenBarrierError(f"{self._cell.label} is broken: {reason}")
 

@@ -1,6 +1,6 @@
 """Conditions: wait until another thread or process says that something has changed.
 
-Each thread waits in its seat (arena.py), on a word of its own, with a ticket that says for what,
+Each thread waits in its seat (seats.py), on a word of its own, with a ticket that says for what,
 and who came first. The lock that belongs to the condition guards who comes; who leaves, and who is
 told, is decided in a section (sections.py), as some leave without the lock.
 """
@@ -14,13 +14,16 @@ import math
 from collections.abc import Callable
 from time import monotonic
 from types import FrameType, TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from plait.errors import DeadlockError, OwnerDied
 from plait.shared import libc
-from plait.shared.arena import DEATHS, STATE, Cell, Seat, new_cell
+from plait.shared.cells import DEATHS, STATE, Cell, new_cell
 from plait.shared.locks import LOOK_S, Lock, RLock, caller
 from plait.shared.sections import Section, arrive, end_of, label_of, nothing, settle
+
+if TYPE_CHECKING:
+    from plait.shared.seats import Seat
 
 __all__ = ["Condition"]
 

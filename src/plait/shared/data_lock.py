@@ -16,7 +16,7 @@ from types import FrameType, TracebackType
 
 from plait.errors import OwnerDied
 from plait.shared import libc
-from plait.shared.arena import DEATHS, SINCE, STATE, WHO, new_cell
+from plait.shared.cells import DEATHS, SINCE, STATE, WHO, new_cell
 from plait.shared.locks import RLock, check_timeout
 
 __all__ = ["DataLock"]

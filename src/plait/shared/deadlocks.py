@@ -1,6 +1,6 @@
 """Who waits for whom: a cycle of owners that wait is told to one of them; a table of all of it.
 
-A thread that waits for a lock says so in its seat after a second (arena.py). The lock knows its
+A thread that waits for a lock says so in its seat after a second (seats.py). The lock knows its
 owner, by the system's number of the thread; if that has a seat, too, and waits, the path goes on
 from there. Should it come back to where it began, none of them will ever go on. What was seen is
 read twice, and is believed if nothing changed: each of them held and waited at one moment. The one
@@ -12,11 +12,16 @@ from __future__ import annotations
 
 from contextlib import suppress
 from time import monotonic_ns
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from plait.errors import DeadlockError
-from plait.shared.arena import ARENA, WHO, Arena, Cell, Seat, arenas, cells_of
+from plait.shared.arena import ARENA, Arena, arenas
+from plait.shared.cells import WHO, Cell, cells_of
 from plait.shared.memory import regions_of
+
+if TYPE_CHECKING:
+    from plait.shared.memory import Region
+    from plait.shared.seats import Seat
 
 __all__ = ["Holdings", "Row", "look", "who_holds"]
 
@@ -54,7 +59,7 @@ def _cycle(seat: Seat) -> list[Step]:
         offset = at.waits_for
         if not offset or not at.may_wait_forever:
             return []
-        cell = Cell(at.arena, offset)
+        cell = Cell(seats.arena_in(at.region), offset)
         path.append(Step(at, cell, at.since_ns, cell.owner))
         if path[-1].owner == seat.tid:
             return path
@@ -70,13 +75,18 @@ class _Seats:
     def __init__(self) -> None:
         self._arenas = {arena.region.ident: arena for arena in arenas()}
 
+    def arena_in(self, region: Region) -> Arena:
+        """Return the arena in a region; its seats are among these from now on."""
+        if region.ident not in self._arenas:
+            self._arenas[region.ident] = Arena(region)
+        return self._arenas[region.ident]
+
     def of(self, tid: int) -> Seat | None:
         """Return the seat in which this thread waits."""
         if not tid:
             return None
         for region in regions_of(_pid_of(tid), ARENA):
-            if region.ident not in self._arenas:
-                self._arenas[region.ident] = Arena(region)
+            self.arena_in(region)
         for arena in self._arenas.values():
             for seat in arena.seats():
                 if seat.tid == tid and seat.waits_for and not seat.is_free:

@@ -18,18 +18,8 @@ from typing import Any
 
 from plait.errors import DeadlockError, OwnerDied
 from plait.shared import deadlocks, libc
-from plait.shared.arena import (
-    DEATHS,
-    IDLE,
-    SINCE,
-    WHO,
-    Cell,
-    Seat,
-    cell_at,
-    known,
-    new_cell,
-    only_one,
-)
+from plait.shared.cells import DEATHS, SINCE, WHO, Cell, cell_at, known, new_cell, only_one
+from plait.shared.seats import IDLE, Seat
 
 __all__ = ["LOOK_S", "Lock", "RLock", "check_timeout"]
 

@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any, Self
 from weakref import WeakSet
 
-from plait.shared.arena import known
+from plait.shared.cells import known
 from plait.shared.memory import HEAD_BYTES, Region
 from plait.shared.queues import LOOK_S, Queue, ShutDown
 from plait.shared.sections import is_running, me

@@ -1,6 +1,6 @@
 """Queues for threads and processes, whose items survive those who put and take them.
 
-A queue is a robust mutex and some words in a cell (arena.py), and a region of its own in which the
+A queue is a robust mutex and some words in a cell (cells.py), and a region of its own in which the
 pickled items lie (stores.py). Whoever puts or takes pickles outside the lock, and writes within it;
 what counts is the last, single write. Who has to wait sleeps on a word (``Bell``) and takes no CPU;
 once a second it looks by itself, for the one who was to wake it may have been killed.
@@ -20,21 +20,13 @@ from typing import TYPE_CHECKING, Any
 
 from plait.errors import DeadlockError
 from plait.shared import libc
-from plait.shared.arena import STATE, Cell, cell_at, known, new_cell
+from plait.shared.cells import STATE, Cell, cell_at, known, new_cell
+from plait.shared.ledgers import Ledger
 from plait.shared.memory import HEAD_BYTES, Region
+from plait.shared.rings import Keeper, Ring
 from plait.shared.sections import is_running, me
-from plait.shared.stores import (
-    AREAS_AT,
-    Area,
-    Keeper,
-    Ledger,
-    Record,
-    Ring,
-    Stack,
-    Store,
-    decode,
-    encode,
-)
+from plait.shared.stacks import Stack
+from plait.shared.stores import AREAS_AT, Area, Record, Store, decode, encode
 from plait.spin import Spin
 
 __all__ = ["LifoQueue", "PriorityQueue", "Queue", "ShutDown"]

@@ -21,11 +21,12 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from plait.errors import Access, RaceFound
-from plait.shared.arena import is_alive, known, whoami
+from plait.shared.cells import known
 from plait.shared.dicts import Dict
 from plait.shared.lists import List
 from plait.shared.locks import Lock, RLock
 from plait.shared.replica import WHOLE, Change, Replica, intern
+from plait.shared.whereabouts import is_alive, whoami
 
 if TYPE_CHECKING:
     from plait.shared.data_lock import DataLock

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from plait import wire
 from plait.shared import libc
-from plait.shared.arena import known
+from plait.shared.cells import known
 from plait.shared.data_lock import DataLock
 from plait.shared.log import OFFSETS, SHIFT, STATE, Log, framed
 

@@ -1,6 +1,6 @@
 """Short steps on shared words, one at a time, that are put in order if whoever took one was killed.
 
-A semaphore, say, keeps its numbers in the words of a cell (arena.py). To change them it runs a
+A semaphore, say, keeps its numbers in the words of a cell (cells.py). To change them it runs a
 function in a section: under the cell's mutex. A process may be killed between any two words that
 it writes there; the next one to come is told so by the mutex and first runs a repair, which makes
 of what it finds the state before the step, or after it. Ctrl-C in the midst of it is treated alike.
@@ -17,7 +17,8 @@ from time import monotonic
 from typing import Any, TypeVar
 
 from plait.shared import libc
-from plait.shared.arena import Cell, cell_at, known, start_of
+from plait.shared.cells import Cell, cell_at, known
+from plait.shared.whereabouts import start_of
 
 __all__ = [
     "Section",

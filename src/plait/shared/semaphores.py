@@ -6,7 +6,7 @@ from time import monotonic
 from typing import Any
 
 from plait.shared import libc
-from plait.shared.arena import STATE, Cell, new_cell
+from plait.shared.cells import STATE, Cell, new_cell
 from plait.shared.locks import LOOK_S
 from plait.shared.sections import (
     Section,

@@ -1,6 +1,6 @@
 """Numbers that several workers have: one of them (Value, Counter), or many (Array).
 
-A value is a lock with a number beside it, in the same cell (arena.py); an array is a lock with a
+A value is a lock with a number beside it, in the same cell (cells.py); an array is a lock with a
 region of its own. A number is written by one store of the CPU, to a place that its size divides:
 whoever reads finds the old one or the new one, whoever is killed and when.
 
@@ -22,7 +22,7 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from plait.shared import libc
-from plait.shared.arena import SINCE, STATE, WHO, Cell, cell_at, only_one
+from plait.shared.cells import SINCE, STATE, WHO, Cell, cell_at, only_one
 from plait.shared.locks import FOREVER, RLock, caller
 from plait.shared.memory import HEAD_BYTES, Place, Region
 
