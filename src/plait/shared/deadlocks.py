@@ -4,8 +4,8 @@ A thread that waits for a lock says so in its seat after a second (seats.py). Th
 owner, by the system's number of the thread; if that has a seat, too, and waits, the path goes on
 from there. Should it come back to where it began, none of them will ever go on. What was seen is
 read twice, and is believed if nothing changed: each of them held and waited at one moment. The one
-that began to wait last raises DeadlockError; what it held is released on the way out. A wait with a
-timeout ends by itself, and where one of them has that, it is no deadlock.
+that said last that it waits raises DeadlockError; what it held is released on the way out. A wait
+with a timeout ends by itself, and where one of them has that, it is no deadlock.
 """
 
 from __future__ import annotations
@@ -45,8 +45,9 @@ def look(seat: Seat) -> None:
     cycle = _cycle(seat)
     if not cycle or [step.facts for step in _cycle(seat)] != [step.facts for step in cycle]:
         return
-    youngest = max(cycle, key=lambda step: (step.since_ns, step.seat.tid))
-    if youngest.seat.tid == seat.tid:
+    # It is the first that could see all of the cycle.
+    last = max(cycle, key=lambda step: (step.seat.noted_ns, step.seat.tid))
+    if last.seat.tid == seat.tid:
         raise DeadlockError.of([_told(step, cycle) for step in cycle])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from time import monotonic_ns
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -17,8 +18,8 @@ __all__ = ["IDLE", "SEATS", "SEAT_BYTES", "START", "TICKET", "Seat"]
 SEATS, SEAT_BYTES = 1024, 512
 # A seat's words of 32 bits; its words of 64 bits, behind them; then, from STACK_AT, a text.
 WORD, PID, TID, MODE, CELL = range(5)
-TICKET, WAITS_SINCE, START = 3, 4, 5
-STACK_AT = 48
+TICKET, WAITS_SINCE, START, NOTED = 3, 4, 5, 6
+STACK_AT = 56
 IDLE, WAITING, WAITING_SHORTLY = 1, 2, 3
 
 
@@ -114,6 +115,7 @@ class Seat:
         self.region.memory[at : at + 2] = len(stack).to_bytes(2, "little")
         self.region.memory[at + 2 : at + 2 + len(stack)] = stack
         self._large[WAITS_SINCE] = since_ns
+        self._large[NOTED] = monotonic_ns()
         self._small[CELL] = cell
         self._small[MODE] = WAITING_SHORTLY if ends else WAITING
 
@@ -135,6 +137,11 @@ class Seat:
     def since_ns(self) -> int:
         """Since when it waits."""
         return self._large[WAITS_SINCE]
+
+    @property
+    def noted_ns(self) -> int:
+        """Since when others can see it wait."""
+        return self._large[NOTED]
 
     @property
     def name_and_stack(self) -> tuple[str, str]:
