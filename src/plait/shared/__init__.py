@@ -5,6 +5,7 @@ of them can be sent to any worker at any time, as arguments, in closures or as g
 that dies while it holds a lock frees it, and the next one is told; a deadlock is an error.
 """
 
+from plait.shared.arrays import Array
 from plait.shared.deadlocks import Holdings, Row, who_holds
 from plait.shared.dicts import Dict
 from plait.shared.lists import List
@@ -13,7 +14,7 @@ from plait.shared.pipes import Connection, Pipe
 from plait.shared.queues import LifoQueue, PriorityQueue, Queue, ShutDown
 from plait.shared.races import checked
 from plait.shared.sync import Barrier, BoundedSemaphore, Condition, Event, Semaphore
-from plait.shared.values import Array, Counter, Value
+from plait.shared.values import Counter, Value
 
 __all__ = [
     "Array",
