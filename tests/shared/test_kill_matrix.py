@@ -9,7 +9,7 @@ from random import Random
 import pytest
 
 from plait.shared.arena import is_alive
-from tests.shared import kill_matrix
+from tests.shared import kill_board, kill_matrix
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -34,13 +34,13 @@ def test_random_kills_at_one_kind_of_data(name: str) -> None:
 
 
 def test_the_matrix_sees_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    board = kill_matrix.Board()
+    board = kill_board.Board()
     rng = Random(1)
     board.words[0] = 1  # the first process of the machine: it lives
-    monkeypatch.setattr(kill_matrix, "DYING_S", 0.0)
+    monkeypatch.setattr(kill_board, "DYING_S", 0.0)
     assert is_alive(1, 1)
-    with pytest.raises(kill_matrix.Wrong, match="came in while 1 was in"), board.alone(rng):
+    with pytest.raises(kill_board.Wrong, match="came in while 1 was in"), board.alone(rng):
         pass
     board.words[0] = 0
-    with pytest.raises(kill_matrix.Wrong, match="2 came in"), board.alone(rng):
+    with pytest.raises(kill_board.Wrong, match="2 came in"), board.alone(rng):
         board.words[0] = 2
