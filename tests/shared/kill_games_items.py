@@ -184,7 +184,7 @@ def pipe(ends: Ends, board: Board, rng: Random) -> None:
 @game(lambda: None)
 def partner(_: None, board: Board, rng: Random) -> None:
     """Receive from a process that is killed meanwhile: all that comes is whole, and ends."""
-    if not board.number or rng.random() < 0.5:  # nobody forks beside the supervisor's thread
+    if not board.number or rng.random() < 0.9:  # nobody forks beside the supervisor's thread
         return
     left, right = Pipe()
     pid = os.fork()
@@ -195,11 +195,11 @@ def partner(_: None, board: Board, rng: Random) -> None:
                 right.send(letter(number))
         os._exit(0)
     right.close()
+    came = [left.recv()]  # so it has its end: who dies before leaves that on its way, with us
     dawdle(rng)
     if rng.random() < 0.8:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    came = []
     with left, contextlib.suppress(EOFError):
         while True:
             came.append(left.recv())
@@ -292,6 +292,7 @@ def shared_dict(dicts: Dicts, board: Board, rng: Random) -> None:
             raise Wrong(f"half done: {numbers}")
     else:
         with items.lock, board.alone(rng):
+            items.pop(-1, None)  # what one has left that died here
             before = items.copy()
             items[-1] = None
             dawdle(rng)
