@@ -77,7 +77,7 @@ def test_squares_by_pool_size(run_example: RunExample, tmp_path: Path) -> None:
 
     assert "square_slowly, 100 tasks: medians of 3 rounds" in output
     rows = re.findall(r"^processes +(\d) .* +\d+%", output, re.MULTILINE)
-    assert rows == ["2", "4", "8"]
+    assert rows[:3] == ["2", "4", "8"]  # below them the law of scaling may have a line
     assert re.search(r"^Recommended: (the loop|\d processes)\.$", output, re.MULTILINE)
     with Image.open(tmp_path / "sweep.png") as picture:
         assert picture.format == "PNG"

@@ -1,11 +1,13 @@
 """Many processes use shared data, and are killed at random moments: nothing may hang or be left.
 
-    python -m tests.shared.kill_matrix --kills 1000 --seed 7 --only Lock,RLock
+    python -m tests.shared.kill_matrix --kills 1000 --seed 7 --only lock,event
 
-To add a primitive, write one function here, with ``@game``: it does something random with it, and
-raises Wrong where something cannot be. It is called again and again in all workers, and at last
-some times in this process alone, when nobody is left who could disturb it. OwnerDied may leave it
-at any time: the harness looks whether its owner is dead indeed.
+To add a primitive, write one function in kill_games_*.py, with ``@game``: it does something random
+with it, and raises Wrong where something cannot be. It is called again and again in all workers,
+and at last some times in this process alone, when nobody is left who could disturb it. OwnerDied
+may leave it at any time: the harness looks whether its owner is dead indeed. What waits for another
+process waits for long: the game's ``help`` sees to it that one comes. Its ``check``, at the very
+end, sees whether all adds up.
 
 Workers come about in both ways: forked from here, with all there is, and forked from a process
 that has none of it, where things arrive by pickle.
@@ -22,197 +24,38 @@ import random
 import select
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from random import Random
 from time import monotonic
 from typing import Any, NamedTuple, NoReturn
 
 from plait.errors import OwnerDied
-from plait.shared import Array, Lock, RLock, Value, who_holds
-from plait.shared.memory import HEAD_BYTES, Place, Region
+from plait.shared import Lock, who_holds
+from tests.shared import kill_games_items, kill_games_locks, kill_games_sync
+from tests.shared.kill_board import (
+    GAMES,
+    HURRY,
+    LINES,
+    LONGEST_S,
+    OPERATIONS,
+    TOLD,
+    Board,
+    Wrong,
+    ends_now,
+)
 
 WORKERS = 6
-LONGEST_S = 30.0  # what takes longer hangs
 PAUSE_S = 0.006  # between two kills, at most
-DYING_S = 5.0
-WORDS = 64  # of a game's own, beside what it is about
-STOP, OPERATIONS, TOLD = range(3)  # of the supervisor's board; then two words for each worker
-
-
-class Wrong(Exception):
-    """Something is as it must not be."""
-
-
-class Board:
-    """Numbers that all workers see, without any lock."""
-
-    def __init__(self, place: Place | None = None) -> None:
-        self._region = Region.at(place, "board") if place else Region.create(WORDS * 8, "board")
-        self.words = self._region.words(HEAD_BYTES, WORDS * 8)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Board, (self._region.place,)
-
-    @contextlib.contextmanager
-    def alone(self, rng: Random, at: int = 0) -> Iterator[None]:
-        """Stay where but one may be at a time, and see to it that nobody else is."""
-        me, other = os.getpid(), self.words[at]
-        if other and not ends_now(other):
-            raise Wrong(f"{me} came in while {other} was in")
-        self.words[at] = me
-        dawdle(rng)
-        try:
-            yield
-        finally:
-            if self.words[at] != me:
-                raise Wrong(f"{self.words[at]} came in while {me} was in")
-            self.words[at] = 0
-
-
-def ends_now(pid: int) -> bool:
-    """Whether a process is at its end: the kernel frees its locks somewhat earlier."""
-    try:
-        fd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return True
-    try:
-        return bool(select.select([fd], [], [], DYING_S)[0])
-    finally:
-        os.close(fd)
-
-
-def dawdle(rng: Random) -> None:
-    """Take some time, or none."""
-    chance = rng.random()
-    if chance < 0.3:
-        time.sleep(rng.random() * 0.002)
-    elif chance < 0.6:
-        sum(range(rng.randrange(2000)))
-
-
-# --- The games -------------------------------------------------------------------------------
-
-Play = Callable[[Any, Board, Random], None]
-
-
-class Game(NamedTuple):
-    """A primitive, and what is done with it."""
-
-    make: Callable[[], Any]
-    play: Play
-
-
-GAMES: dict[str, Game] = {}
-
-
-def game(make: Callable[[], Any]) -> Callable[[Play], Play]:
-    """Add a game, with what makes its thing: whatever is picklable."""
-
-    def add(play: Play) -> Play:
-        GAMES[play.__name__] = Game(make, play)
-        return play
-
-    return add
-
-
-def acquired(lock: Lock, rng: Random) -> bool:
-    """Acquire it in one of the ways; if it can be had at all, it is had in time."""
-    way = rng.randrange(4)
-    if way == 0:
-        return lock.acquire(blocking=False)
-    if way == 1:
-        return lock.acquire(timeout=rng.random() * 0.01)
-    if not lock.acquire(timeout=LONGEST_S):
-        raise Wrong(f"it cannot be had in {LONGEST_S} s: {lock!r}\n{who_holds()}")
-    return True
-
-
-@game(lambda: Lock("of the matrix"))
-def lock(lock: Lock, board: Board, rng: Random) -> None:
-    if acquired(lock, rng):
-        try:
-            with board.alone(rng):
-                if lock.acquire(blocking=False):
-                    raise Wrong("it was acquired twice")
-        finally:
-            lock.release()
-
-
-@game(lambda: Lock("of the matrix", on_owner_death="ignore"))
-def ignoring_lock(lock: Lock, board: Board, rng: Random) -> None:
-    try:
-        with lock, board.alone(rng):
-            pass
-    except OwnerDied as error:
-        raise Wrong("it was told of a death that is to be ignored") from error
-
-
-@game(lambda: RLock("of the matrix"))
-def rlock(lock: RLock, board: Board, rng: Random) -> None:
-    times = 0
-    try:
-        while times < rng.randrange(1, 4) and acquired(lock, rng):
-            times += 1
-        if times:
-            with board.alone(rng):
-                pass
-    finally:
-        for _ in range(times):
-            lock.release()
-
-
-@game(lambda: [Lock(f"{number} of the matrix") for number in range(3)])
-def locks_in_order(locks: list[Lock], board: Board, rng: Random) -> None:
-    """Take some of several; always in the same order, so there is no deadlock."""
-    with contextlib.ExitStack() as stack:
-        for at, lock in enumerate(locks):
-            if rng.random() < 0.6:
-                stack.enter_context(lock)
-                stack.enter_context(board.alone(rng, at))
-
-
-@game(lambda: [Lock("to send"), None])
-def passing_on(box: list[Any], board: Board, rng: Random) -> None:
-    """Use a lock that has made a journey through bytes, and locks of one's own beside it."""
-    own = [Lock("own") for _ in range(rng.randrange(5))]
-    data = pickle.dumps(box)
-    box.clear()
-    if rng.random() < 0.2:
-        gc.collect()
-    box.extend(pickle.loads(data))
-    with contextlib.ExitStack() as stack:
-        for lock in own:
-            stack.enter_context(lock)
-        stack.enter_context(box[0])
-        with board.alone(rng):
-            pass
-
-
-@game(lambda: Value(int, name="of the matrix"))
-def value(value: Value[int], board: Board, rng: Random) -> None:
-    """Count up, at one stroke and under the lock; it never goes down."""
-    number = value.add(rng.randrange(1, 4))
-    if value.value < number:
-        raise Wrong(f"{value.value} after {number}")
-    with value, board.alone(rng):
-        number = value.value
-        value.value += 1
-        if value.add(0) != number + 1:
-            raise Wrong(f"{value.value} is not {number} + 1")
-
-
-@game(lambda: Array(int, 8, name="of the matrix"))
-def array(array: Array, board: Board, rng: Random) -> None:
-    """Write numbers that are all the same, and see that nobody else does so meanwhile."""
-    with array, board.alone(rng):
-        array[:] = [os.getpid()] * 8
-        dawdle(rng)
-        if set(array.view().tolist()) != {os.getpid()}:
-            raise Wrong(f"{list(array)} is not of {os.getpid()} alone")
+REST_S = 1.1  # now and then: what a dead process had is found within a second
+RESTS = 60  # so many kills from one to the next
+ALONE = 15  # so often each game is played alone, about
+STOP = 0  # a word of the supervisor's board
+BOOKS = kill_games_locks, kill_games_sync, kill_games_items  # where GAMES come from
 
 
 # --- A worker --------------------------------------------------------------------------------
@@ -221,6 +64,7 @@ def array(array: Array, board: Board, rng: Random) -> None:
 class Table(NamedTuple):
     """All that a worker gets."""
 
+    number: int
     board: Board
     things: dict[str, tuple[Any, Board]]
 
@@ -229,6 +73,7 @@ def work(table: Table, seed: float, errors: int) -> NoReturn:
     """Play until it is over."""
     try:
         rng = Random(seed)
+        Board.number = table.number
         while not table.board.words[STOP]:
             play_once(table, rng)
         code = 0
@@ -240,17 +85,71 @@ def work(table: Table, seed: float, errors: int) -> NoReturn:
 
 def play_once(table: Table, rng: Random) -> str:
     """Play one of the games; return whose death was told, if one was."""
-    name = rng.choice(list(table.things))
+    name = rng.choice(names := list(table.things))
     thing, board = table.things[name]
+    table.board.note(names.index(name) + 1)
     try:
         GAMES[name].play(thing, board, rng)
     except OwnerDied as error:
-        table.board.words[TOLD] += 1  # about: nobody guards it
-        if error.pid and not ends_now(error.pid):
-            raise Wrong(f"{name} told of a death, but {error.pid} lives") from error
+        board.words[TOLD] += 1  # about: nobody guards it
+        see_that_it_died(name, error)
         return name
-    table.board.words[OPERATIONS] += 1
+    except Exception as error:
+        raise Wrong(f"in {name}: {error}") from error
+    board.words[OPERATIONS] += 1
     return ""
+
+
+def see_that_it_died(name: str, error: OwnerDied) -> None:
+    """Look whether what was told is true."""
+    if error.pid and not ends_now(error.pid):
+        raise Wrong(f"{name} told of a death, but {error.pid} lives") from error
+
+
+def help_all(table: Table) -> None:
+    """Have nobody wait for ever, in any of the games."""
+    for name, (thing, board) in table.things.items():
+        if step := GAMES[name].help:
+            try:
+                step(thing, board)
+            except OwnerDied as error:
+                board.words[TOLD] += 1
+                see_that_it_died(name, error)
+            except Exception as error:
+                raise Wrong(f"in {name}, to help: {error}") from error
+
+
+class Helper:
+    """A thread that helps while this process plays alone."""
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+        self._is_over = threading.Event()
+        self._errors: list[BaseException] = []
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            while not self._is_over.wait(0.001):
+                help_all(self._table)
+        except BaseException as error:
+            self._errors.append(error)
+
+    def close(self) -> None:
+        """Have it end, and raise what it could not do."""
+        self._is_over.set()
+        self._thread.join(LONGEST_S)
+        if self._errors or self._thread.is_alive():
+            raise Wrong(f"to help was not possible: {self._errors or 'it hangs'}")
+
+
+class Worker(NamedTuple):
+    """A process that plays: its number, a pidfd, whether it is our child."""
+
+    number: int
+    pidfd: int
+    is_ours: bool
 
 
 class Nursery:
@@ -303,16 +202,21 @@ class Supervisor:
         self._errors, self._errors_in = os.pipe()
         os.set_blocking(self._errors, False)
         self._nursery = Nursery(self._errors_in)  # before there is anything to inherit
-        self._table = Table(Board(), {name: (GAMES[name].make(), Board()) for name in names})
-        self._alive: dict[int, tuple[int, bool]] = {}  # pids: pidfd, whether it is our child
+        things = {name: (GAMES[name].make(), Board()) for name in names}
+        self._table = Table(0, Board(), things)
+        self._alive: dict[int, Worker] = {}
+        self._started = 0
         self.kills = 0
+        self.killed_in: Counter[str] = Counter()
 
     def run(self, kills: int) -> None:
         """Kill so many, one after the other."""
         self._refill()
         started, seen = monotonic(), 0
         while self.kills < kills:
-            time.sleep(self._rng.random() * PAUSE_S)
+            if self.kills % RESTS == RESTS // 2:
+                self._rest(REST_S)
+            self._rest(self._rng.random() * PAUSE_S)
             self._kill(self._rng.choice(list(self._alive)))
             self._refill()
             self._look()
@@ -325,24 +229,41 @@ class Supervisor:
     def _refill(self) -> None:
         while len(self._alive) < self._workers:
             seed, is_ours = self._rng.random(), self._rng.random() < 0.5
-            pid = self._fork(seed) if is_ours else self._nursery.fork(self._table, seed)
-            self._alive[pid] = os.pidfd_open(pid), is_ours
+            self._started += 1
+            table = self._table._replace(number=self._started)
+            pid = self._fork(table, seed) if is_ours else self._nursery.fork(table, seed)
+            self._alive[pid] = Worker(self._started, os.pidfd_open(pid), is_ours)
 
-    def _fork(self, seed: float) -> int:
+    def _fork(self, table: Table, seed: float) -> int:
         pid = os.fork()
         if not pid:
-            work(self._table, seed, self._errors_in)
+            work(table, seed, self._errors_in)
         return pid
+
+    def _rest(self, seconds: float) -> None:
+        """Let them play."""
+        until = monotonic() + seconds
+        help_all(self._table)
+        while (left := until - monotonic()) > 0:
+            time.sleep(min(0.01, left))
+            help_all(self._table)
 
     def _kill(self, pid: int) -> None:
         with contextlib.suppress(ProcessLookupError):  # it found that something is wrong
             os.kill(pid, signal.SIGKILL)
         self.kills += 1
+        number = self._alive[pid].number
         self._wait_for(pid)
+        played = self._table.board.lines[2 * number + 1] & 0xFF
+        self.killed_in[["at the start", *self._table.things][played]] += 1
 
     def _wait_for(self, pid: int) -> None:
-        fd, is_ours = self._alive.pop(pid)
-        is_over = bool(select.select([fd], [], [], LONGEST_S)[0])
+        _, fd, is_ours = self._alive.pop(pid)
+        until = monotonic() + LONGEST_S
+        while not (is_over := bool(select.select([fd], [], [], 0.002)[0])):
+            if monotonic() > until:
+                break
+            help_all(self._table)
         os.close(fd)
         if not is_over:
             os.kill(pid, signal.SIGKILL)
@@ -356,29 +277,51 @@ class Supervisor:
             raise Wrong(os.read(self._errors, 1 << 16).decode())
 
     def _wind_up(self) -> None:
-        """Have all of them end, and play alone: each thing tells of one more death at most."""
+        """Have all of them end, and play alone: each lock tells of one more death at most."""
         self._table.board.words[STOP] = 1
+        for _, board in self._table.things.values():
+            board.words[HURRY] = 1
         for pid in list(self._alive):
             self._wait_for(pid)
         self._look()
         if held := who_holds():
             raise Wrong(f"all are dead, but\n{held}")
-        told = Counter(play_once(self._table, self._rng) for _ in range(300))
+        helper = Helper(self._table)
+        try:
+            rounds = range(ALONE * len(self._table.things))
+            told = Counter(play_once(self._table, self._rng) for _ in rounds)
+        finally:
+            helper.close()
         del told[""]
         for name, times in told.items():
-            most = 3 if name == "locks_in_order" else 1
-            if times > most:
+            if times > GAMES[name].deaths:
                 raise Wrong(f"{name} tells of {times} deaths, but nobody is there to die")
+        for name, (thing, board) in self._table.things.items():
+            if check := GAMES[name].check:
+                try:
+                    check(thing, board)
+                except Wrong as wrong:
+                    raise Wrong(f"{name}, in the end: {wrong}") from wrong
 
     @property
     def operations(self) -> int:
         """How many operations came to an end, about."""
-        return self._table.board.words[OPERATIONS]
+        return self._sum_of(OPERATIONS)
+
+    def _sum_of(self, word: int) -> int:
+        return sum(board.words[word] for _, board in self._table.things.values())
 
     def line(self) -> str:
         """Return what was done."""
-        told = self._table.board.words[TOLD]
+        told = self._sum_of(TOLD)
         return f"{self.kills} kills, about {self.operations} operations, {told} deaths told"
+
+    def table(self) -> Iterable[str]:
+        """Yield that for each game."""
+        for name, (_, board) in self._table.things.items():
+            done, told = board.words[OPERATIONS], board.words[TOLD]
+            yield f"{name:20} {self.killed_in[name]:6} killed {done:6} operations {told:5} told"
+        yield f"{'at the start':20} {self.killed_in['at the start']:6} killed"
 
     def close(self) -> None:
         """Kill who is left, and let go of all."""
@@ -410,12 +353,14 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--only", default=",".join(GAMES))
     given = parser.parse_args()
+    if given.kills + given.workers >= LINES:
+        parser.error(f"at most {LINES - given.workers - 1} kills: each worker has its own line")
     seed = random.randrange(1 << 32) if given.seed is None else given.seed
     before, started = leavings(), monotonic()
     supervisor = Supervisor(given.only.split(","), given.workers, seed)
     try:
         supervisor.run(given.kills)
-        line = supervisor.line()
+        line, table = supervisor.line(), list(supervisor.table())
     except Wrong as wrong:
         print(f"kill matrix: FAILED with --seed {seed}, after {supervisor.kills} kills: {wrong}")
         return 1
@@ -426,6 +371,7 @@ def main() -> int:
         print(f"kill matrix: FAILED with --seed {seed}: left: {after}, before: {before}")
         return 1
     print(f"kill matrix: all well, {line}, {monotonic() - started:.1f} s, --seed {seed}")
+    print(*table, sep="\n")
     return 0
 
 
