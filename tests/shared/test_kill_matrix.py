@@ -9,7 +9,8 @@ from random import Random
 import pytest
 
 from plait.shared.whereabouts import is_alive
-from tests.shared import kill_board, kill_matrix
+from tests.shared import kill_board
+from tests.shared.kill_matrix import GAMES
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -27,7 +28,7 @@ def test_random_kills_leave_all_in_order() -> None:
     assert done.stdout.startswith("kill matrix: all well, 40 kills"), done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("name", kill_board.GAMES)
+@pytest.mark.parametrize("name", GAMES)
 def test_random_kills_at_one_kind_of_data(name: str) -> None:
     done = run("--kills", "15", "--seed", "2", "--only", name, "--workers", "3")
     assert done.stdout.startswith("kill matrix: all well, 15 kills"), done.stdout + done.stderr

@@ -507,10 +507,15 @@ def test_a_try_without_waiting_is_told_too(puppet: Puppet) -> None:
     lock.release()
 
 
-def test_who_died_before_it_was_noted_is_not_taken_for_the_one_before(puppet: Puppet) -> None:
-    lock = Lock("hasty")
+@pytest.mark.parametrize("kind", [Lock, RLock])
+def test_who_died_before_it_was_noted_is_not_taken_for_the_one_before(
+    kind: type[Lock], puppet: Puppet
+) -> None:
+    lock = kind("hasty")
     with lock:
         pass
+    assert lock.acquire()
+    lock.release()
     puppet.do(lambda given: libc.try_lock(given._mutex), lock)  # as acquire begins
     puppet.kill()
     with pytest.raises(OwnerDied, match=r"A process \(pid unknown\)") as told:

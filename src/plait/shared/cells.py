@@ -80,6 +80,11 @@ class Cell:
         """How often its owner, who asks, has locked it; for recursive ones."""
         return libc.depth_of(self._mutex_words)
 
+    def depth_view(self) -> tuple[memoryview[int], int]:
+        """Return the word that counts this, and what it is when it was locked once."""
+        at, once = libc.depth_word()
+        return self._mutex_words[at : at + 1], once
+
     @property
     def label(self) -> str:
         """What it is called in messages: Lock 'results'."""

@@ -24,6 +24,7 @@ __all__ = [
     "OWNER_MASK",
     "consistent",
     "depth_of",
+    "depth_word",
     "init_mutex",
     "is_abandoned",
     "is_supported",
@@ -155,14 +156,14 @@ def _owner_word() -> int:
 
 def depth_of(words: memoryview[int]) -> int:
     """Return how often a recursive mutex is locked by its owner, who asks; words as above."""
-    at, first = _depth_word()
+    at, first = depth_word()
     return words[at] - first + 1
 
 
 _depth: list[tuple[int, int]] = []
 
 
-def _depth_word() -> tuple[int, int]:
+def depth_word() -> tuple[int, int]:
     """Find out where this C library counts that, and what it counts for the first time."""
     if not _depth:
         memory = ctypes.create_string_buffer(MUTEX_BYTES)

@@ -269,13 +269,17 @@ class RLock(Lock):
     True
     """
 
-    __slots__ = ()
+    __slots__ = ("_depths", "_once")
     _kind, _recursive = RLOCK, True
 
-    # Who has it is still noted here after a release: that may have been one of several.
+    def _set_up(self, cell: Cell, on_owner_death: str) -> None:
+        super()._set_up(cell, on_owner_death)
+        self._depths, self._once = cell.depth_view()
 
     def release(self) -> None:
         """Release it once. Raises RuntimeError where the calling thread does not have it."""
+        if self._depths[0] == self._once:  # the last time, as in Lock
+            self._words[WHO] = 0
         if _unlock(self._mutex):
             self._refuse()
 
@@ -285,6 +289,8 @@ class RLock(Lock):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if self._depths[0] == self._once:
+            self._words[WHO] = 0
         if _unlock(self._mutex) and error is None:
             self._refuse()
 
