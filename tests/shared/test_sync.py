@@ -17,12 +17,14 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
 from threading import BrokenBarrierError
+from types import FrameType
 from typing import Any
 
 import pytest
 
 from plait.errors import OwnerDied
 from plait.shared import Barrier, BoundedSemaphore, Condition, Event, Lock, RLock, Semaphore
+from plait.shared.conditions import ANY as CONDITION_ANY
 from plait.shared.events import ANY
 from tests.shared.elsewhere import Elsewhere, elsewhere, in_subprocess, until
 
@@ -730,3 +732,42 @@ def test_processes_are_killed_at_random_and_the_others_go_on() -> None:
     assert told == (
         "<plait.shared BoundedSemaphore: value=2/2> <plait.shared Barrier: waiters=0/2>"
     )
+
+
+def die_with(lock: Lock) -> None:
+    """Be killed when the lock is locked, and that is not yet noted."""
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        if lock._cell.is_mine:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return trace
+
+    sys.settrace(trace)
+    lock.acquire()
+
+
+@pytest.mark.parametrize("make", [Lock, RLock])
+def test_who_waits_at_a_condition_is_not_taken_for_who_died_with_its_lock(
+    make: Callable[[], Lock],
+) -> None:
+    lock = make()
+    condition = Condition(lock)
+    told: list[OwnerDied] = []
+
+    def wait() -> None:
+        try:
+            with condition:
+                condition.wait(LONG)
+        except OwnerDied as error:
+            told.append(error)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    until(lambda: condition._cell.words[CONDITION_ANY] == 1 and not lock.locked())
+    pid = os.fork()
+    if not pid:
+        die_with(lock)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    thread.join(LONG)
+    assert [error.pid for error in told] in ([0], [None])

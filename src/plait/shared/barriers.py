@@ -221,9 +221,10 @@ class Barrier:
             self._bury(seat.number, left)  # it was the seat of one that has ended
         if words[NOW] & LOW == BROKEN:
             raise self._error(words[NOW] >> 8)
-        if words[NOW] & LOW == ACTING:
-            return None
         index = self.n_waiting
+        # More than all: the last one was killed before it could say so. That is seen soon.
+        if words[NOW] & LOW == ACTING or index >= words[PARTIES]:
+            return None
         table[seat.number] = mark
         if index + 1 >= words[PARTIES]:
             if self._action is None:

@@ -166,6 +166,7 @@ class Lock:
         if not self._is_owned():
             self.release()  # tells that it cannot be
         depth = self._cell.depth if self._recursive else 1
+        self._words[WHO] = 0  # as in release
         for _ in range(depth):
             _unlock(self._mutex)
         return depth
