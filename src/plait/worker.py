@@ -23,6 +23,7 @@ __all__ = [
     "run_apart",
     "run_one",
     "run_together",
+    "take_name",
 ]
 
 # In a worker, whatever a task raises is that task's outcome: SystemExit and
@@ -38,12 +39,19 @@ PART_S = 0.002
 
 
 _depth = 0
+name = ""
 
 
 def enter_worker() -> None:
     """Note that this process is a worker: what its tasks map runs inside them."""
     global _depth
     _depth = 1
+
+
+def take_name(called: str) -> None:
+    """Note what this worker is called in messages: process-2."""
+    global name
+    name = called
 
 
 def depth() -> int:

@@ -507,6 +507,22 @@ def test_a_try_without_waiting_is_told_too(puppet: Puppet) -> None:
     lock.release()
 
 
+def test_a_worker_of_plait_is_called_by_its_name() -> None:
+    lock = Lock("results")
+
+    def die(place: int) -> None:
+        lock.acquire()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    (error,) = plait.map(die, [0], backend="processes", max_workers=1, on_error="return")
+    assert isinstance(error, plait.WorkerDied)
+    with pytest.raises(OwnerDied) as told:
+        lock.acquire()
+    assert (told.value.pid, told.value.owner) == (error.pid, error.worker)
+    assert "in test_a_worker_of_plait_is_called_by_its_name.<locals>.die" in told.value.stack
+    assert "plait/worker.py" not in told.value.stack
+
+
 @pytest.mark.parametrize("kind", [Lock, RLock])
 def test_who_died_before_it_was_noted_is_not_taken_for_the_one_before(
     kind: type[Lock], puppet: Puppet

@@ -49,7 +49,7 @@ from plait.host import WORKER_MARK, QueueClock, monotonic
 from plait.segments import SEGMENT_BYTES, SegmentStore, SegmentView
 from plait.tasks import Call, Stretch
 from plait.wire_errors import pack_error
-from plait.worker import FLUSH_S, enter_worker, run_apart, run_one, run_together
+from plait.worker import FLUSH_S, enter_worker, run_apart, run_one, run_together, take_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -201,6 +201,7 @@ class _Worker:
         if self._results_fd >= 0:
             self._store = SegmentStore(self._results_fd, setup.workers)
             self._place = self._lay_down
+        take_name(setup.worker)
         self._voice = Voice(setup.worker, self._sender, self._running_task)
         try:
             setup.context.adopt()

@@ -39,7 +39,10 @@ def whoami() -> str:
 
 
 def process_name() -> str:
-    """Return what multiprocessing calls this process, without loading it."""
+    """Return what this process is called: by plait if it is a worker, else by multiprocessing."""
+    worker = sys.modules.get("plait.worker")
+    if worker and worker.name:
+        return str(worker.name)
     process = sys.modules.get("multiprocessing.process")
     return process.current_process().name if process else "MainProcess"
 
@@ -51,9 +54,11 @@ def place_in(frame: FrameType) -> str:
 
 
 def short_stack(frame: FrameType | None) -> str:
-    """Return where a frame is, and its callers, as some lines of text."""
+    """Return where a frame is, and its callers up to plait itself, as some lines of text."""
     lines: list[str] = []
     while frame is not None and len(lines) < STACK_DEPTH:
+        if lines and frame.f_globals.get("__name__", "").startswith("plait."):
+            break
         code = frame.f_code
         lines.append(f"{code.co_filename}:{frame.f_lineno} in {code.co_qualname}")
         frame = frame.f_back
