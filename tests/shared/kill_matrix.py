@@ -51,6 +51,8 @@ from tests.shared.kill_board import (
     ends_now,
 )
 
+__all__ = ["GAMES"]
+
 WORKERS = 6
 PAUSE_S = 0.006  # between two kills, at most
 REST_S = 1.1  # now and then: what a dead process had is found within a second
