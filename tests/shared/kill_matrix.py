@@ -61,10 +61,6 @@ ALONE = 15  # so often each game is played alone, about
 STOP, DOOMED = range(2)  # words of the supervisor's board
 DOOM_S = 0.02  # for so long it waits for one to kill itself
 LAST_LINE = 60
-REENTRANT = {"rlock", "value", "array"}
-"""A lock that is taken several times keeps the name of its last holder when it is free: it may tell
-of that one, if the next one is killed before its own name is there.
-"""
 SHARED = str(Path(arena.__file__).parent)
 BOOKS = kill_games_locks, kill_games_sync, kill_games_items  # where GAMES come from
 
@@ -129,7 +125,7 @@ def play_once(table: Table, rng: Random) -> str:
 
 def see_that_it_died(name: str, error: OwnerDied) -> None:
     """Look whether what was told is true."""
-    if name not in REENTRANT and error.pid and not ends_now(error.pid):
+    if error.pid and not ends_now(error.pid):
         raise Wrong(f"{name} told of a death, but {error.pid} lives") from error
 
 

@@ -514,8 +514,9 @@ def test_a_worker_of_plait_is_called_by_its_name() -> None:
         lock.acquire()
         os.kill(os.getpid(), signal.SIGKILL)
 
-    (error,) = plait.map(die, [0], backend="processes", max_workers=1, on_error="return")
-    assert isinstance(error, plait.WorkerDied)
+    died: list[Any] = plait.map(die, [0], backend="processes", max_workers=1, on_error="return")
+    (error,) = died
+    assert type(error) is plait.WorkerDied
     with pytest.raises(OwnerDied) as told:
         lock.acquire()
     assert (told.value.pid, told.value.owner) == (error.pid, error.worker)

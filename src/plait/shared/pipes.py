@@ -314,7 +314,8 @@ def Pipe(duplex: bool = True) -> tuple[Connection, Connection]:  # noqa: FBT001,
     """Return the two ends of a pipe, as ``multiprocessing.Pipe``, for threads and processes.
 
     Each can be sent to any process at any time. A message is whole, or it was not sent: also where
-    its sender is killed.
+    its sender is killed. An end that never arrives, as its receiver was killed before, counts as
+    open until its sender ends.
 
     Args:
         duplex: whether both ends can send. If not, the first one receives, the second one sends.
