@@ -546,6 +546,7 @@ def kill_at(step: int) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
         return trace
 
+    sys._getframe().f_trace_opcodes = True  # or 3.12 tells of no opcode at all
     sys.settrace(trace)
 
 

@@ -469,6 +469,7 @@ class Fuse:
 
 
 def with_fuse(length: int, fn: Callable[[], Any]) -> None:
+    sys._getframe().f_trace_opcodes = True  # or 3.12 tells of no opcode at all
     sys.settrace(Fuse(length))
     fn()
     sys.settrace(None)
