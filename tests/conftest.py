@@ -137,9 +137,13 @@ def clean() -> Iterator[None]:
 
 
 def close_all() -> None:
-    """Close what plait keeps between calls, as at the end of a program."""
+    """Close what plait and multiprocessing keep between calls, as at the end of a program."""
     pools._pools.close()
     server_process.server.close()
+    for name in ("forkserver", "resource_tracker"):
+        module: Any = sys.modules.get(f"multiprocessing.{name}")
+        if module is not None:
+            getattr(module, f"_{name}")._stop()
 
 
 @pytest.fixture(scope="session", autouse=True)

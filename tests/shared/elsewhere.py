@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack
-from multiprocessing import resource_tracker
 from typing import Any
 
 import pytest
@@ -106,8 +105,6 @@ class Elsewhere:
 def elsewhere(request: pytest.FixtureRequest) -> Iterator[Elsewhere]:
     with ExitStack() as stack:
         yield Elsewhere(request.param, stack)
-    tracker: Any = resource_tracker._resource_tracker
-    tracker._stop()  # spawn has started it, and it would last as long as the tests
 
 
 def until(is_so: Callable[[], bool]) -> None:

@@ -8,8 +8,7 @@ import os
 import pickle
 import signal
 import time
-from collections.abc import Callable, Iterator
-from multiprocessing import resource_tracker
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +26,6 @@ from tests.shared.test_queues import (
     wait_dead,
     with_fuse,
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_tracker_left() -> Iterator[None]:
-    """End the process that multiprocessing starts beside those that it spawns."""
-    yield
-    resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]
 
 
 @pytest.fixture

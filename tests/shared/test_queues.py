@@ -19,7 +19,6 @@ import types
 import unittest
 from collections import Counter
 from collections.abc import Callable, Iterator
-from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +32,6 @@ ROOT = Path(__file__).parents[2]
 KINDS = (Queue, LifoQueue, PriorityQueue)
 WAYS = ("fork", "spawn", "plait", "subprocess")
 RUN = "import pickle, sys; fn, args = pickle.load(sys.stdin.buffer); fn(*args)"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_tracker_left() -> Iterator[None]:
-    """End the process that multiprocessing starts beside those that it spawns."""
-    yield
-    resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]
 
 
 def start_subprocess(fn: Callable[..., None], *args: Any) -> subprocess.Popen[bytes]:
