@@ -286,7 +286,7 @@ class OwnerDied(PlaitError):
             f"{held_s:.1f} s ago. What it guards may be half written. The lock is free now."
         )
         if stack:
-            text += "\nIt was taken at\n" + "\n".join(f"    {line}" for line in stack.splitlines())
+            text += f"\nIt was taken at\n{indented(stack)}"
         error = cls(text)
         error.__dict__.update(what=what, pid=pid, owner=owner, held_s=held_s, stack=stack)
         return error
@@ -314,7 +314,7 @@ class DeadlockError(PlaitError):
     @classmethod
     def alone(cls, what: str, stack: str) -> Self:
         """Tell of a thread that waits for what it has."""
-        where = "\n".join(f"    {line}" for line in stack.splitlines())
+        where = indented(stack)
         error = cls(
             f"Deadlock: this thread waits for {what}, which it has already. Release it first, or "
             f"use an RLock. It was taken at\n{where}"
@@ -432,3 +432,8 @@ def size_text(size_bytes: float) -> str:
         size_bytes /= 1000
         units.pop(0)
     return f"{size_bytes:.0f} bytes" if units[0] == "bytes" else f"{size_bytes:.1f} {units[0]}"
+
+
+def indented(text: str) -> str:
+    """Return a text as a part of a longer one."""
+    return "\n".join(f"    {line}" for line in text.splitlines())

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from plait.shared.cells import cell_at, only_one
 from plait.shared.kinds import CODES, code_of, store_number
-from plait.shared.locks import RLock
+from plait.shared.locks import SelfLocked
 from plait.shared.memory import HEAD_BYTES, Place, Region
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ __all__ = ["Array"]
 REGION = "array"
 
 
-class Array(RLock):
+class Array(SelfLocked):
     """Numbers of one kind for threads and processes, that can be sent to any; or any numpy array.
 
     Its items can be read and written by index, by slices (lists, or anything to be written), or
@@ -193,17 +193,6 @@ class Array(RLock):
         if copy is False:
             raise ValueError(f"{self._cell.label} cannot be {dtype} without being copied")
         return view.astype(dtype)
-
-    # --- As a lock -----------------------------------------------------------------------
-
-    def get_lock(self) -> Self:
-        """Return its lock, as ``multiprocessing.Array`` does: it is its own lock, an RLock."""
-        return self
-
-    @property
-    def lock(self) -> Self:
-        """Its lock: itself."""
-        return self
 
     def __repr__(self) -> str:
         return f"{super().__repr__()[:-1]}, {self._form} x {self._shape}>"

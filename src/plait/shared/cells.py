@@ -24,11 +24,14 @@ __all__ = [
     "WHO",
     "Cell",
     "Holder",
+    "arrive",
     "cell_at",
     "cells_of",
     "known",
+    "label_of",
     "new_cell",
     "only_one",
+    "settle",
 ]
 
 # The words of a cell behind its mutex: by whom it is held (the process, in the upper half, and the
@@ -162,6 +165,29 @@ def cell_at(place: tuple[Place, int], what: str) -> Cell:
     """Return a cell that another process has made. Raises SharedDataGone."""
     where, offset = place
     return Cell(home.arena_of(Region.at(where, what)), offset)
+
+
+def label_of(cls: type[Any], name: str) -> str:
+    """Return what a cell is called in messages: Event 'ready'."""
+    return f"{cls.__name__} {name!r}" if name else cls.__name__
+
+
+def settle(cell: Cell, thing: object) -> None:
+    """Have this be the one object for its cell in this process."""
+    known[cell.arena.region.ident, cell.offset] = thing
+
+
+def arrive(cls: type[Any], place: tuple[Place, int], *args: Any) -> Any:
+    """Return the object of this process for a cell that another one has made, perhaps."""
+
+    def make() -> Any:
+        thing = object.__new__(cls)
+        thing._set_up(cell_at(place, cls.__name__), *args)
+        return thing
+
+    thing = only_one(place, make)
+    assert isinstance(thing, cls)
+    return thing
 
 
 def only_one(place: tuple[Place, int], make: Callable[[], Any]) -> Any:

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from plait.errors import DeadlockError, OwnerDied
 from plait.shared import libc
-from plait.shared.cells import DEATHS, STATE, Cell, new_cell
+from plait.shared.cells import DEATHS, STATE, Cell, arrive, label_of, new_cell, settle
 from plait.shared.locks import LOOK_S, Lock, RLock, caller
-from plait.shared.sections import Section, arrive, end_of, label_of, nothing, settle
+from plait.shared.sections import Section, end_of, nothing
 
 if TYPE_CHECKING:
     from plait.shared.seats import Seat

@@ -42,9 +42,7 @@ class DataLock(RLock):
         """Release it. Raises RuntimeError where the calling thread does not have it."""
         words = self._words
         if self._cell.owner != threading.get_native_id() or not words[HELD]:
-            raise RuntimeError(
-                f"cannot release {self._cell.label}: this thread has not acquired it"
-            )
+            self._refuse()
         words[HELD] -= 1
         _unlock(self._mutex)
 

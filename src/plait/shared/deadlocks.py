@@ -14,7 +14,7 @@ from contextlib import suppress
 from time import monotonic_ns
 from typing import TYPE_CHECKING, NamedTuple
 
-from plait.errors import DeadlockError
+from plait.errors import DeadlockError, indented
 from plait.shared.arena import ARENA, Arena, arenas
 from plait.shared.cells import WHO, Cell, cells_of
 from plait.shared.memory import regions_of
@@ -100,13 +100,13 @@ def _told(step: Step, cycle: list[Step]) -> str:
     waited_s = (monotonic_ns() - step.since_ns) / 1e9
     held = [
         f"holds {other.cell.label}, taken {other.cell.holder.held_s:.1f} s ago at\n"
-        f"{_indented(other.cell.holder.stack)}"
+        f"{indented(other.cell.holder.stack)}"
         for other in cycle
         if other.owner == step.seat.tid
     ]
     return (
         f"{name} of pid {step.seat.pid} " + "; ".join(held) + f"\n  and has waited {waited_s:.1f} s"
-        f" for {step.cell.label} at\n{_indented(stack)}"
+        f" for {step.cell.label} at\n{indented(stack)}"
     )
 
 
@@ -115,10 +115,6 @@ def _pid_of(tid: int) -> int:
     with suppress(OSError, ValueError), open(f"/proc/{tid}/status") as file:  # noqa: PTH123
         return next(int(line[5:]) for line in file if line.startswith("Tgid:"))
     return 0
-
-
-def _indented(text: str) -> str:
-    return "\n".join(f"    {line}" for line in text.splitlines())
 
 
 class Row(NamedTuple):
@@ -142,7 +138,7 @@ class Row(NamedTuple):
     def __str__(self) -> str:
         who = f"pid {self.pid}, thread {self.owner}"
         lines = [f"{self.what}: held by {who}, for {self.held_s:.1f} s"]
-        lines += [_indented(self.stack)] if self.stack else []
+        lines += [indented(self.stack)] if self.stack else []
         for one in self.waiting:
             lines.append("  " + one.replace("\n", "\n    "))
         return "\n".join(lines)

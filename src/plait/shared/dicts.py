@@ -17,6 +17,7 @@ from reprlib import recursive_repr
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from plait import wire
+from plait.shared.cells import label_of
 from plait.shared.replica import WHOLE, Change, Replica, intern
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class Dict(MutableMapping[K, V]):
     """
 
     def __init__(self, items: Mapping[K, V] | Iterable[tuple[K, V]] = (), name: str = "") -> None:
-        label = f"Dict {name!r}" if name else "Dict"
+        label = label_of(Dict, name)
         whole = _plain(items)
         _check_keys(whole)
         self._replica: Replica[dict[K, V]] = Replica.create(label, dict, _apply, whole)

@@ -6,9 +6,9 @@ from time import monotonic
 from typing import Any
 
 from plait.shared import libc
-from plait.shared.cells import STATE, Cell, new_cell
+from plait.shared.cells import STATE, Cell, arrive, label_of, new_cell, settle
 from plait.shared.locks import LOOK_S
-from plait.shared.sections import Section, arrive, end_of, futex_of, label_of, nothing, settle
+from plait.shared.sections import Section, end_of, futex_of, nothing
 
 __all__ = ["Event"]
 

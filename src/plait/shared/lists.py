@@ -7,6 +7,7 @@ from operator import index as as_int
 from reprlib import recursive_repr
 from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar, overload
 
+from plait.shared.cells import label_of
 from plait.shared.replica import WHOLE, Change, Replica, intern
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class List(MutableSequence[T]):
     """
 
     def __init__(self, items: Iterable[T] = (), name: str = "") -> None:
-        label = f"List {name!r}" if name else "List"
+        label = label_of(List, name)
         self._set_up(Replica.create(label, list, _apply, list(items)))
 
     def _set_up(self, replica: Replica[list[T]]) -> None:

@@ -14,14 +14,14 @@ import sys
 import threading
 from time import monotonic, monotonic_ns
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, Self
 
 from plait.errors import DeadlockError, OwnerDied
 from plait.shared import deadlocks, libc
-from plait.shared.cells import DEATHS, SINCE, WHO, Cell, cell_at, known, new_cell, only_one
+from plait.shared.cells import DEATHS, SINCE, WHO, Cell, arrive, label_of, new_cell, settle
 from plait.shared.seats import IDLE, Seat
 
-__all__ = ["LOOK_S", "Lock", "RLock", "check_timeout"]
+__all__ = ["LOOK_S", "Lock", "RLock", "SelfLocked", "check_timeout"]
 
 LOOK_S = 1.0
 """A wait that has lasted so long looks for a deadlock, again and again."""
@@ -70,15 +70,17 @@ class Lock:
     def __init__(self, name: str = "", *, on_owner_death: str = "raise") -> None:
         if on_owner_death not in ("raise", "ignore"):
             raise ValueError(f'on_owner_death={on_owner_death!r} must be "raise" or "ignore"')
-        label = f"{type(self).__name__} {name!r}" if name else type(self).__name__
-        self._set_up(new_cell(self._kind, label, recursive=self._recursive), on_owner_death)
+        cell = new_cell(self._kind, label_of(type(self), name), recursive=self._recursive)
+        self._set_up(cell, on_owner_death)
 
     def _set_up(self, cell: Cell, on_owner_death: str) -> None:
         self._cell = cell
         self._mutex, self._words = cell.mutex, cell.words
         self._site, self._new_site = cell.arena.sites.get, cell.arena.new_site
         self._on_owner_death = on_owner_death
-        known[cell.arena.region.ident, cell.offset] = self
+        settle(cell, self)
+
+    # ``acquire`` and ``__enter__`` say the same: what most users wait for has no call too many.
 
     # --- As in threading -----------------------------------------------------------------
 
@@ -153,7 +155,7 @@ class Lock:
         return f"<plait.shared {self._cell.label}: {state}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _arrive, (type(self), self._cell.place, self._on_owner_death)
+        return arrive, (type(self), self._cell.place, self._on_owner_death)
 
     # --- What a Condition asks of a lock; the names are threading's ------------------------
 
@@ -300,6 +302,21 @@ class RLock(Lock):
         return self._cell.depth if self._is_owned() else 0
 
 
+class SelfLocked(RLock):
+    """Data that is its own lock; multiprocessing's has one beside it."""
+
+    __slots__ = ()
+
+    def get_lock(self) -> Self:
+        """Return its lock, as those of multiprocessing do: it is its own lock, an RLock."""
+        return self
+
+    @property
+    def lock(self) -> Self:
+        """Its lock: itself."""
+        return self
+
+
 def check_timeout(blocking: bool, timeout: float) -> None:  # noqa: FBT001
     """Raise what threading does for times that make no sense."""
     if timeout != FOREVER:
@@ -309,17 +326,6 @@ def check_timeout(blocking: bool, timeout: float) -> None:  # noqa: FBT001
             raise ValueError("timeout value must be a non-negative number")
         if timeout > threading.TIMEOUT_MAX:
             raise OverflowError("timeout value is too large")
-
-
-def _arrive(cls: type[Lock], place: Any, on_owner_death: str) -> Lock:
-    def make() -> Lock:
-        lock = cls.__new__(cls)
-        lock._set_up(cell_at(place, cls.__name__), on_owner_death)  # noqa: SLF001
-        return lock
-
-    lock = only_one(place, make)
-    assert isinstance(lock, cls)
-    return lock
 
 
 if libc.is_supported:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from plait.errors import DeadlockError
 from plait.shared import libc
-from plait.shared.cells import STATE, Cell, cell_at, known, new_cell
+from plait.shared.cells import STATE, Cell, cell_at, label_of, new_cell, only_one, settle
 from plait.shared.ledgers import Ledger
 from plait.shared.memory import HEAD_BYTES, Region
 from plait.shared.rings import Keeper, Ring
@@ -141,7 +141,7 @@ class Queue:
     """
 
     def __init__(self, maxsize: int = 0, *, name: str = "", redeliver: bool = False) -> None:
-        label = f"{type(self).__name__} {name!r}" if name else type(self).__name__
+        label = label_of(type(self), name)
         cell = new_cell(QUEUE, label)
         cell.words[MAXSIZE] = max(0, maxsize)
         put_cell = new_cell(QUEUE, label) if self._has_two_sides(redeliver) else cell
@@ -168,7 +168,7 @@ class Queue:
         self._getters = Bell(cell, GETTERS, self._get_mutex)
         self._putters = Bell(cell, PUTTERS, self._put_mutex)
         self._joiners = Bell(cell, JOINERS, self._get_mutex)
-        known[cell.arena.region.ident, cell.offset] = self
+        settle(cell, self)
 
     def _new_store(self, area: Area) -> Store:
         if self._redeliver:
@@ -642,15 +642,17 @@ def _arrive(
     region_place: Any,
     redeliver: bool,  # noqa: FBT001
 ) -> Queue:
-    where, offset = place
-    found = known.get((where.ident, offset))
-    if found is None:
+    def make() -> Queue:
+        where, offset = place
         cell = cell_at(place, cls.__name__)
         is_one = put_place[0].ident == where.ident and put_place[1] == offset
         put_cell = cell if is_one else cell_at(put_place, cls.__name__)
         found = cls.__new__(cls)
         region = Region.at(region_place, cls.__name__)
         found._set_up(cell, put_cell, region, redeliver=redeliver)  # noqa: SLF001
+        return found
+
+    found = only_one(place, make)
     assert isinstance(found, cls)
     return found
 

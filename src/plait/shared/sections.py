@@ -14,22 +14,21 @@ import os
 import sys
 from collections.abc import Callable
 from time import monotonic
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from plait.shared import libc
-from plait.shared.cells import Cell, cell_at, known
 from plait.shared.whereabouts import start_of
+
+if TYPE_CHECKING:
+    from plait.shared.cells import Cell
 
 __all__ = [
     "Section",
-    "arrive",
     "end_of",
     "futex_of",
     "is_running",
-    "label_of",
     "me",
     "nothing",
-    "settle",
 ]
 
 T = TypeVar("T")
@@ -90,30 +89,6 @@ def futex_of(cell: Cell, word: int) -> int:
 
 def nothing() -> None:
     """Repair what is in order after each word."""
-
-
-# --- What is made of a cell ----------------------------------------------------------------
-
-
-def label_of(cls: type[Any], name: str) -> str:
-    """Return what a cell is called in messages: Event 'ready'."""
-    return f"{cls.__name__} {name!r}" if name else cls.__name__
-
-
-def settle(cell: Cell, thing: object) -> None:
-    """Have this be the one object for its cell in this process."""
-    known[cell.arena.region.ident, cell.offset] = thing
-
-
-def arrive(cls: type[Any], place: Any, *args: Any) -> Any:
-    """Return the object of this process for a cell that was made by another, perhaps."""
-    where, offset = place
-    found = known.get((where.ident, offset))
-    if found is None:
-        found = object.__new__(cls)
-        found._set_up(cell_at(place, cls.__name__), *args)
-    assert isinstance(found, cls)
-    return found
 
 
 def end_of(timeout: float | None) -> float:

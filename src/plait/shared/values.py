@@ -12,12 +12,12 @@ import os
 import struct
 import threading
 from time import monotonic_ns
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, TypeVar
 
 from plait.shared import libc
 from plait.shared.cells import SINCE, STATE, WHO, Cell
 from plait.shared.kinds import code_of, store_number
-from plait.shared.locks import FOREVER, RLock, caller
+from plait.shared.locks import FOREVER, SelfLocked, caller
 
 __all__ = ["Counter", "Value"]
 
@@ -46,7 +46,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_after_fork)
 
 
-class _Number(RLock, Generic[T]):
+class _Number(SelfLocked, Generic[T]):
     """What Value and Counter have in common: a lock, its number, and what is done at one stroke."""
 
     def _begin(self, code: str, initial: T) -> None:
@@ -124,15 +124,6 @@ class _Number(RLock, Generic[T]):
         if not self._words[WHO]:  # it ended within a stroke, a moment after that began
             self._words[SINCE] = monotonic_ns()
         super()._inherit()
-
-    def get_lock(self) -> Self:
-        """Return its lock, as ``multiprocessing.Value`` does: it is its own lock, an RLock."""
-        return self
-
-    @property
-    def lock(self) -> Self:
-        """Its lock: itself."""
-        return self
 
     def __repr__(self) -> str:
         return f"{super().__repr__()[:-1]}, {self.value}>"
