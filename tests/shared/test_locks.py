@@ -21,7 +21,8 @@ import pytest
 
 import plait
 from plait.errors import DeadlockError, OwnerDied, SharedDataGone
-from plait.shared import Lock, RLock, arena, libc, locks, seats
+from plait.shared import Lock, RLock, arena, libc, locks, memory, seats
+from plait.shared.deadlocks import Lookout
 from plait.shared.whereabouts import is_alive
 from tests.conftest import PROCESS_WAYS, Way, only
 from tests.shared.puppet import (
@@ -567,6 +568,41 @@ def test_ctrl_c_reaches_a_main_thread_that_waits(puppet: Puppet, cls: type[Lock]
             puppet.answer()
         assert not is_waited_for(lock)
     assert puppet.do(take, lock)[0]
+
+
+def test_nothing_is_closed_while_one_waits(puppet: Puppet) -> None:
+    """A Ctrl-C in a finalizer is lost: looks for a deadlock left one behind each time."""
+
+    def wait(given: Lock) -> tuple[int, int]:
+        closed, looks, found = 0, 0, 0
+
+        def close(region: memory.Region, real: Callable[..., None] = memory.Region.__del__) -> None:
+            nonlocal closed
+            closed += 1
+            real(region)
+
+        def look(lookout: Lookout, real: Callable[..., None] = Lookout.look) -> None:
+            nonlocal looks, found
+            real(lookout)
+            looks, found = looks + 1, len(memory._known)
+            if looks == 3:
+                raise TimeoutError
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(memory.Region, "__del__", close)
+            patch.setattr(Lookout, "look", look)
+            try:
+                given.acquire()
+            except TimeoutError:
+                return closed, found
+        return -1, -1
+
+    unknown = arena.Arena.create()  # to the puppet, which finds it when it looks
+    with (lock := Lock()):
+        closed, found = puppet.do(wait, lock)
+    assert closed == 0
+    assert found > 1
+    assert unknown.region.nbytes
 
 
 def test_a_handler_runs_while_the_main_thread_waits(puppet: Puppet) -> None:

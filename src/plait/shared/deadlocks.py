@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from plait.shared.memory import Region
     from plait.shared.seats import Seat
 
-__all__ = ["Holdings", "Row", "look", "who_holds"]
+__all__ = ["Holdings", "Lookout", "Row", "who_holds"]
 
 
 class Step(NamedTuple):
@@ -40,54 +40,57 @@ class Step(NamedTuple):
         return self.seat.tid, self.cell.offset, self.since_ns, self.owner
 
 
-def look(seat: Seat) -> None:
-    """Raise DeadlockError if the thread of this seat is the one to end a cycle."""
-    cycle = _cycle(seat)
-    if not cycle or [step.facts for step in _cycle(seat)] != [step.facts for step in cycle]:
-        return
-    # It is the first that could see all of the cycle.
-    last = max(cycle, key=lambda step: (step.seat.noted_ns, step.seat.tid))
-    if last.seat.tid == seat.tid:
-        raise DeadlockError.of([_told(step, cycle) for step in cycle])
+class Lookout:
+    """What a thread that waits looks around with, again and again, until it waits no more.
 
+    What it found of other processes stays open as long: a Ctrl-C that comes while Python closes
+    something for us (``__del__``) is lost, and most of them come while somebody waits.
+    """
 
-def _cycle(seat: Seat) -> list[Step]:
-    """Follow who waits for whom, from a seat back to it; empty: the path ends elsewhere."""
-    path: list[Step] = []
-    seats = _Seats()
-    at: Seat | None = seat
-    while at is not None:
-        offset = at.waits_for
-        if not offset or not at.may_wait_forever:
-            return []
-        cell = Cell(seats.arena_in(at.region), offset)
-        path.append(Step(at, cell, at.since_ns, cell.owner))
-        if path[-1].owner == seat.tid:
-            return path
-        if any(step.seat.tid == path[-1].owner for step in path):
-            return []  # a cycle, without this thread: others will find it
-        at = seats.of(path[-1].owner)
-    return []
+    def __init__(self, seat: Seat) -> None:
+        self._seat = seat
+        self._arenas: dict[bytes, Arena] = {}  # of this process, and of those on the path
 
+    def look(self) -> None:
+        """Raise DeadlockError if this thread is the one to end a cycle."""
+        self._arenas.update((arena.region.ident, arena) for arena in arenas())
+        cycle = self._cycle()
+        if not cycle or [step.facts for step in self._cycle()] != [step.facts for step in cycle]:
+            return
+        # It is the first that could see all of the cycle.
+        last = max(cycle, key=lambda step: (step.seat.noted_ns, step.seat.tid))
+        if last.seat.tid == self._seat.tid:
+            raise DeadlockError.of([_told(step, cycle) for step in cycle])
 
-class _Seats:
-    """All seats that can be found: in the arenas of this process, and of those on the path."""
+    def _cycle(self) -> list[Step]:
+        """Follow who waits for whom, from our seat back to it; empty: the path ends elsewhere."""
+        path: list[Step] = []
+        at: Seat | None = self._seat
+        while at is not None:
+            offset = at.waits_for
+            if not offset or not at.may_wait_forever:
+                return []
+            cell = Cell(self._arena_in(at.region), offset)
+            path.append(Step(at, cell, at.since_ns, cell.owner))
+            if path[-1].owner == self._seat.tid:
+                return path
+            if any(step.seat.tid == path[-1].owner for step in path):
+                return []  # a cycle, without this thread: others will find it
+            at = self._seat_of(path[-1].owner)
+        return []
 
-    def __init__(self) -> None:
-        self._arenas = {arena.region.ident: arena for arena in arenas()}
-
-    def arena_in(self, region: Region) -> Arena:
-        """Return the arena in a region; its seats are among these from now on."""
+    def _arena_in(self, region: Region) -> Arena:
+        """Return the arena in a region; its seats are among those we know from now on."""
         if region.ident not in self._arenas:
             self._arenas[region.ident] = Arena(region)
         return self._arenas[region.ident]
 
-    def of(self, tid: int) -> Seat | None:
-        """Return the seat in which this thread waits."""
+    def _seat_of(self, tid: int) -> Seat | None:
+        """Return the seat in which this thread waits, in any arena that can be found."""
         if not tid:
             return None
         for region in regions_of(_pid_of(tid), ARENA):
-            self.arena_in(region)
+            self._arena_in(region)
         for arena in self._arenas.values():
             for seat in arena.seats():
                 if seat.tid == tid and seat.waits_for and not seat.is_free:

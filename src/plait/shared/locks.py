@@ -17,8 +17,9 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 from plait.errors import DeadlockError, OwnerDied
-from plait.shared import deadlocks, libc
+from plait.shared import libc
 from plait.shared.cells import DEATHS, SINCE, WHO, Cell, arrive, label_of, new_cell, settle
+from plait.shared.deadlocks import Lookout
 from plait.shared.seats import IDLE, Seat
 
 __all__ = ["LOOK_S", "Lock", "RLock", "SelfLocked", "check_timeout"]
@@ -215,7 +216,7 @@ class Lock:
         hears_signals = threading.current_thread() is threading.main_thread()
         longest = min(SIGNAL_S, LOOK_S) if hears_signals else LOOK_S
         look_at = started + LOOK_S
-        seat = None
+        seat = lookout = None
         try:
             while True:
                 now = monotonic()
@@ -229,7 +230,8 @@ class Lock:
                     look_at = now + LOOK_S
                     seat = seat or self._sit_down(frame, started_ns, ends=until < math.inf)
                     if seat is not None and until == math.inf:
-                        deadlocks.look(seat)
+                        lookout = lookout or Lookout(seat)
+                        lookout.look()
         finally:
             if seat is not None:
                 seat.mode[0] = IDLE
