@@ -11,13 +11,17 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BENCH_READY := $(VENV)/.bench-ready
 
-.PHONY: demo test lint types bench bench-quick soak clean
+.PHONY: demo test test-without-c lint types bench bench-quick soak clean
 
 demo: $(READY)
 	$(BIN)/python examples/standard_library.py
 
 test: $(READY)
 	$(BIN)/python $(PYFLAGS) -m pytest
+
+# What there is in C and in Python, in Python.
+test-without-c: $(READY)
+	PLAIT_WITHOUT_C=1 $(BIN)/python $(PYFLAGS) -m pytest tests/shared
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -39,9 +43,9 @@ soak: $(READY)
 	$(BIN)/python -m tests.soak --seconds $(SECONDS)
 
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) build dist src/plait/*.so
 
-$(READY): pyproject.toml
+$(READY): pyproject.toml setup.py src/plait/_fast.c
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'plait needs Python 3.11 or newer')"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"

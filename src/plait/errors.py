@@ -269,7 +269,8 @@ class OwnerDied(PlaitError):
 
     Attributes: ``what`` (the lock's kind and name); ``pid`` and ``owner`` (the process, and its
     name); ``held_s`` (how long ago it acquired the lock, in seconds); ``stack`` (where, innermost
-    first).
+    first); ``task`` (in which task of a plait pool: "task 12", or ""; of tiny tasks it may be "one
+    of tasks 8 to 15").
     """
 
     what: str
@@ -277,18 +278,22 @@ class OwnerDied(PlaitError):
     owner: str
     held_s: float
     stack: str
+    task: str
 
     @classmethod
-    def of(cls, what: str, pid: int, owner: str, held_s: float, stack: str) -> Self:
+    def of(cls, what: str, pid: int, owner: str, held_s: float, stack: str, task: str = "") -> Self:
         """Tell of an owner and its lock."""
         text = (
             f"{owner or 'A process'} (pid {pid or 'unknown'}) ended while it held {what}, taken "
-            f"{held_s:.1f} s ago. What it guards may be half written. The lock is free now."
+            f"{held_s:.1f} s ago{f' in {task}' if task else ''}. What it guards may be half "
+            "written. The lock is free now."
         )
         if stack:
             text += f"\nIt was taken at\n{indented(stack)}"
         error = cls(text)
-        error.__dict__.update(what=what, pid=pid, owner=owner, held_s=held_s, stack=stack)
+        error.__dict__.update(
+            what=what, pid=pid, owner=owner, held_s=held_s, stack=stack, task=task
+        )
         return error
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
-import errno
 import gc
 import math
 import os
@@ -15,11 +15,13 @@ import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
 
 import plait
+from plait import compiled
 from plait.errors import DeadlockError, OwnerDied, SharedDataGone
 from plait.shared import Lock, RLock, arena, libc, locks, memory, seats
 from plait.shared.deadlocks import Lookout
@@ -626,14 +628,13 @@ def test_ctrl_c_right_after_it_was_locked_lets_go(
     puppet: Puppet, cls: type[Lock], with_statement: bool
 ) -> None:
     def interrupted(given: Lock, with_statement: bool) -> bool:
-        real = locks._try_lock
+        real = given._new_site
 
-        def try_lock(mutex: Any) -> int:
-            code: int = real(mutex)
+        def new_site(key: int, frame: FrameType) -> int:
             signal.raise_signal(signal.SIGINT)
-            return code
+            return real(key, frame)
 
-        vars(locks)["_try_lock"] = try_lock
+        given._new_site = new_site
         try:
             if with_statement:
                 with given:
@@ -641,8 +642,6 @@ def test_ctrl_c_right_after_it_was_locked_lets_go(
             given.acquire()
         except KeyboardInterrupt:
             return not given.locked()
-        finally:
-            vars(locks)["_try_lock"] = real
         return False
 
     assert puppet.do(interrupted, cls(), with_statement)
@@ -650,19 +649,17 @@ def test_ctrl_c_right_after_it_was_locked_lets_go(
 
 def test_ctrl_c_on_the_death_of_the_owner_tells_of_that(pair: list[Puppet]) -> None:
     def interrupted(given: Lock) -> str:
-        real = locks._try_lock
+        real = libc.consistent
 
-        def try_lock(mutex: Any) -> int:
-            assert real(mutex) == errno.EOWNERDEAD
+        def consistent(mutex: Any) -> int:
+            vars(libc)["consistent"] = real
             raise KeyboardInterrupt
 
-        vars(locks)["_try_lock"] = try_lock
+        vars(libc)["consistent"] = consistent
         try:
             given.acquire()
         except KeyboardInterrupt as error:
             return error.__notes__[0]
-        finally:
-            vars(locks)["_try_lock"] = real
         return ""
 
     lock = Lock("half done")
@@ -673,6 +670,81 @@ def test_ctrl_c_on_the_death_of_the_owner_tells_of_that(pair: list[Puppet]) -> N
     )
     with lock:
         pass
+
+
+@pytest.mark.skipif(compiled.fast is None, reason="the part in C was not built, or is not wanted")
+@both
+def test_no_ctrl_c_comes_between_locking_and_the_block_or_leaves_it_locked(
+    puppet: Puppet, cls: type[Lock]
+) -> None:
+    """In Python one can come at the beginning of ``__exit__``: then it stays locked."""
+
+    def interrupted(given: Lock) -> int:
+        heard = 0
+        signal.setitimer(signal.ITIMER_REAL, 0.0003, 0.0003)
+        signal.signal(signal.SIGALRM, signal.default_int_handler)
+        while heard < 300:
+            with contextlib.suppress(KeyboardInterrupt):
+                while True:
+                    with given:
+                        pass
+            heard += 1
+            if given.locked():
+                break
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        return heard
+
+    assert puppet.do(interrupted, cls()) == 300
+
+
+def test_what_only_c_can_get_wrong() -> None:
+    lock = Lock()
+    for wrong in ({"timeout": 1, "blocks": True}, {"blocking": True, "blocked": 1}):
+        with pytest.raises(TypeError, match=r"unexpected keyword argument '(blocks|blocked)'"):
+            lock.acquire(**wrong)  # type: ignore[arg-type]
+    with pytest.raises(TypeError):
+        lock.acquire(True, 1, 2)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="multiple values for argument 'blocking'"):
+        lock.acquire(True, blocking=True)  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        lock.acquire(timeout="soon")  # type: ignore[arg-type]
+    with pytest.raises(TypeError):
+        lock.__exit__()  # type: ignore[call-arg]
+    with pytest.raises((RuntimeError, AttributeError)):
+        object.__new__(Lock).acquire()
+    with pytest.raises((RuntimeError, AttributeError)):
+        object.__new__(Lock).release()
+    with pytest.raises((RuntimeError, AttributeError)), object.__new__(Lock):
+        pass
+    assert not lock.locked()
+    assert lock.acquire(timeout=0.0, blocking=True)
+    lock.release()
+    assert lock.acquire(False, -1)
+    lock.release()
+
+
+def test_processes_with_the_part_in_c_and_without_share_a_lock(
+    puppet: Puppet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kind() -> str:
+        return Lock.acquire.__class__.__name__
+
+    monkeypatch.setenv(compiled.WITHOUT, "1")
+    lock = RLock("of both")
+    with puppets(1) as (plain,):
+        assert plain.do(kind) == "function"
+        plain.do(hold, lock)
+        assert not puppet.do(lambda given: given.acquire(timeout=0), lock)
+        plain.kill()
+    with pytest.raises(OwnerDied, match=r"in hold") as told:
+        lock.acquire()
+    assert told.value.stack
+    puppet.do(hold, lock)
+    with puppets(1) as (plain,):
+        assert not plain.do(lambda given: given.acquire(timeout=0), lock)
+        puppet.kill()
+        with pytest.raises(OwnerDied, match=rf"\(pid {puppet.pid}\) .*\n.*\n.*in hold"):
+            plain.do(take, lock)
 
 
 # --- Many of them ----------------------------------------------------------------------------

@@ -46,6 +46,7 @@ from plait.bare import Socket, signal, take_socket
 from plait.channel import Receiver, Sender
 from plait.errors import NotPicklable
 from plait.host import WORKER_MARK, QueueClock, monotonic
+from plait.running import begin_task, begin_tasks
 from plait.segments import SEGMENT_BYTES, SegmentStore, SegmentView
 from plait.tasks import Call, Stretch
 from plait.wire_errors import pack_error
@@ -280,6 +281,7 @@ class _Worker:
         self._leave_if_copy()
         self._first = first
         before = words[RUNNING]
+        begin_task(first)
         self._page.clock[STARTED] = started = monotonic()
         words[RUNNING] = seq << 32
         # Both looks come after the note, as in StatusPage.begin, and for its reasons.
@@ -349,6 +351,7 @@ class _Worker:
         except BaseException:  # noqa: BLE001  apart, each task will tell its own
             self._report(work.seq, Stretch([], {}, []), unread=True)
             return
+        begin_tasks(work.first, len(items))
         stretch = run_together(call, items)
         self._leave_if_not_wanted()
         is_plain = wire.PLAIN.issuperset(map(type, stretch.values))
@@ -371,6 +374,7 @@ class _Worker:
         if not self._begin(work.seq, 0):
             self._report(work.seq, Stretch([], {}, []))
             return
+        begin_task(work.first)
         value, error, times = run_one(self._lazy_call(work), sealed, self._unseal, self._seal)
         self._leave_if_not_wanted()
         errors = {} if error is None else {0: error}
@@ -382,6 +386,7 @@ class _Worker:
 
     def _work_apart(self, work: Work) -> None:
         def begin(place: int) -> bool:
+            begin_task(work.first + place)
             return self._begin(work.seq, place)
 
         place = 0

@@ -23,6 +23,7 @@ from plait.errors import PlaitError, PoolClosed, WorkerStartError
 from plait.host import monotonic
 from plait.limits import LEAST_RELATIVE_S, leave_to_itself
 from plait.outcome import Call, Chunk, Finished
+from plait.running import begin_task, begin_tasks, end_tasks
 from plait.worker import FLUSH_S, run_apart, run_together
 
 if TYPE_CHECKING:
@@ -238,24 +239,29 @@ class ThreadLane:
         run = self._run_watched if self._limit.is_set else self._run
         # What a task sets in its context is not seen by other chunks, nor by the caller.
         self._context.copy().run(run, chunk, seat)
+        end_tasks()
 
     def _run(self, chunk: Chunk, seat: _Seat) -> None:
         if chunk.together:
+            begin_tasks(chunk.first, len(chunk.items))
             stretch = run_together(self._call, chunk.items)
             self.inbox.put(Finished.of(chunk, 0, stretch, seat.name, os.getpid()))
             return
+
+        def begin(place: int) -> bool:
+            begin_task(chunk.first + place)
+            return not self.inbox.is_closed
+
         done = 0
-        for stretch in run_apart(self._call, chunk.items, begin=self._is_wanted, flush_s=FLUSH_S):
+        for stretch in run_apart(self._call, chunk.items, begin=begin, flush_s=FLUSH_S):
             self.inbox.put(Finished.of(chunk, done, stretch, seat.name, os.getpid()))
             done += len(stretch.values)
-
-    def _is_wanted(self, _: int) -> bool:
-        return not self.inbox.is_closed
 
     def _run_watched(self, chunk: Chunk, seat: _Seat) -> None:
         """Run tasks one by one; each is over, and delivered, before the next one begins."""
 
         def begin(place: int) -> bool:
+            begin_task(chunk.first + place)
             seat.place, seat.started = place, monotonic()
             return not self.inbox.is_closed
 

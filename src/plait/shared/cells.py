@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary, finalize
 
+from plait.running import get_task, text_of_task
 from plait.shared import arena as home
 from plait.shared import libc
 from plait.shared.arena import CELL_BYTES, CELLS, CELLS_AT, TABLE_BYTES, TABLES_AT, Arena
@@ -21,6 +22,7 @@ __all__ = [
     "DEATHS",
     "SINCE",
     "STATE",
+    "TASK",
     "WHO",
     "Cell",
     "Holder",
@@ -35,9 +37,10 @@ __all__ = [
 ]
 
 # The words of a cell behind its mutex: by whom it is held (the process, in the upper half, and the
-# number of a text), since when; how many have ended while they held it; its kind and name. STATE
-# and what follows is for those who use it.
-WHO, SINCE, DEATHS, KIND, NAME, STATE = range(6)
+# number of a text), since when, in which task (running.py); how many have ended while they held
+# it; its kind and name. STATE and what follows is for those who use it. WHO is written last, and
+# cleared first. _fast.c knows the first three.
+WHO, SINCE, TASK, DEATHS, KIND, NAME, STATE = range(7)
 known: WeakValueDictionary[tuple[bytes, int], Any] = WeakValueDictionary()
 """What was made of cells in this process: one object for each, however often it arrives."""
 
@@ -58,7 +61,7 @@ class Cell:
     def __init__(self, arena: Arena, offset: int) -> None:
         self.arena = arena
         self.offset = offset
-        self.mutex = libc.mutex_at(arena.region.address + offset)
+        self.mutex = libc.mutex_at(self.address)
         self._mutex_words = arena.region.words(offset, libc.MUTEX_BYTES, "I")
         self.words = arena.region.words(offset + libc.MUTEX_BYTES, CELL_BYTES - libc.MUTEX_BYTES)
         self.travels: list[None] = []
@@ -88,6 +91,11 @@ class Cell:
         at, once = libc.depth_word()
         return self._mutex_words[at : at + 1], once
 
+    def depth_address(self) -> tuple[int, int]:
+        """Return the same, with the word by its address."""
+        at, once = libc.depth_word()
+        return self.address + 4 * at, once
+
     @property
     def label(self) -> str:
         """What it is called in messages: Lock 'results'."""
@@ -105,36 +113,45 @@ class Cell:
         number = (self.offset - CELLS_AT) // CELL_BYTES
         return self.arena.region.words(TABLES_AT + number * TABLE_BYTES, TABLE_BYTES, "q")
 
+    @property
+    def address(self) -> int:
+        """Where its mutex is, in this process."""
+        return self.arena.region.address + self.offset
+
     def address_of(self, word: int) -> int:
         """Return the address of a word, to wait on it."""
-        return self.arena.region.address + self.offset + libc.MUTEX_BYTES + 8 * word
+        return self.address + libc.MUTEX_BYTES + 8 * word
 
     def note_holder(self, frame: FrameType) -> None:
         """Say that who locked the mutex did so there, and now."""
         key = id(frame.f_code) + frame.f_lasti
-        self.words[WHO] = self.arena.sites.get(key) or self.arena.new_site(key, frame)
-        self.words[SINCE] = monotonic_ns()
+        who = self.arena.sites.get(key) or self.arena.new_site(key, frame)
+        self.words[SINCE], self.words[TASK] = monotonic_ns(), get_task()
+        self.words[WHO] = who
 
     @property
     def holder(self) -> Holder:
         """Who has noted to hold the mutex; all zero where nobody has."""
         who = self.words[WHO]
         if not who:
-            return Holder(0, "", 0.0, "")
+            return Holder(0, "", 0.0, "", "")
         name, _, stack = self.arena.texts.at(who & 0xFFFF_FFFF).partition("\t")
-        return Holder(who >> 32, name, (monotonic_ns() - self.words[SINCE]) / 1e9, stack)
+        held_s = (monotonic_ns() - self.words[SINCE]) / 1e9
+        return Holder(who >> 32, name, held_s, stack, text_of_task(self.words[TASK]))
 
 
 class Holder(NamedTuple):
-    """Who holds a cell: its process and thread, for how long, and where it took it."""
+    """Who holds a cell: its process, for how long, where it took it, and in which task."""
 
     pid: int
     name: str
     held_s: float
     stack: str
+    task: str
 
     def __str__(self) -> str:
-        return f"{self.name or 'a process'} (pid {self.pid or 'unknown'})"
+        who = f"{self.name or 'a process'} (pid {self.pid or 'unknown'})"
+        return f"{who}, in {self.task}" if self.task else who
 
 
 def new_cell(kind: int, label: str, *, recursive: bool = False) -> Cell:
@@ -142,7 +159,7 @@ def new_cell(kind: int, label: str, *, recursive: bool = False) -> Cell:
     arena, offset = home.take_cell()
     cell = Cell(arena, offset)
     arena.region.memory[offset : offset + CELL_BYTES] = bytes(CELL_BYTES)
-    libc.init_mutex(arena.region.address + offset, recursive=recursive)
+    libc.init_mutex(cell.address, recursive=recursive)
     cell.words[NAME] = arena.texts.label(label)
     cell.words[KIND] = kind
     finalize(cell, _give_back, arena, offset, cell.travels, home.forks[0]).atexit = False

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 from plait.errors import DeadlockError, OwnerDied
 from plait.shared import libc
 from plait.shared.cells import DEATHS, STATE, Cell, arrive, label_of, new_cell, settle
-from plait.shared.locks import LOOK_S, Lock, RLock, caller
+from plait.shared.lock_calls import caller
+from plait.shared.locks import LOOK_S, Lock, RLock
 from plait.shared.sections import Section, end_of, nothing
 
 if TYPE_CHECKING:

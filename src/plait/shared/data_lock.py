@@ -10,21 +10,19 @@ from __future__ import annotations
 
 import errno
 import os
-import sys
 import threading
 from types import FrameType, TracebackType
 
 from plait.errors import OwnerDied
 from plait.shared import libc
-from plait.shared.cells import DEATHS, SINCE, STATE, WHO, new_cell
-from plait.shared.locks import RLock, check_timeout
+from plait.shared.cells import DEATHS, SINCE, STATE, TASK, WHO, new_cell
+from plait.shared.lock_calls import FOREVER, caller, check_timeout
+from plait.shared.locks import RLock
 
 __all__ = ["DataLock"]
 
-HELD, BROKEN, BROKEN_WHO, BROKEN_SINCE = range(STATE, STATE + 4)
+HELD, BROKEN, BROKEN_WHO, BROKEN_SINCE, BROKEN_TASK = range(STATE, STATE + 5)
 """Words of its cell: how often a user holds it; whether one died there, and who that was."""
-FOREVER = -1.0
-caller = sys._getframe  # noqa: SLF001  it is documented
 
 
 class DataLock(RLock):
@@ -82,6 +80,7 @@ class DataLock(RLock):
         words = self._words
         if words[HELD]:
             words[BROKEN_WHO], words[BROKEN_SINCE] = words[WHO], words[SINCE]
+            words[BROKEN_TASK] = words[TASK]
             words[BROKEN] = 1
             words[HELD] = 0
         words[DEATHS] += 1
@@ -89,7 +88,8 @@ class DataLock(RLock):
 
     def _tell_of_death(self) -> None:
         words = self._words
-        words[WHO], words[SINCE] = words[BROKEN_WHO], words[BROKEN_SINCE]
+        words[SINCE], words[TASK] = words[BROKEN_SINCE], words[BROKEN_TASK]
+        words[WHO] = words[BROKEN_WHO]
         holder = self._cell.holder
         words[BROKEN] = 0
         _unlock(self._mutex)

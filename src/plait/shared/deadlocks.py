@@ -101,16 +101,17 @@ class Lookout:
 def _told(step: Step, cycle: list[Step]) -> str:
     name, stack = step.seat.name_and_stack
     waited_s = (monotonic_ns() - step.since_ns) / 1e9
-    held = [
-        f"holds {other.cell.label}, taken {other.cell.holder.held_s:.1f} s ago at\n"
-        f"{indented(other.cell.holder.stack)}"
-        for other in cycle
-        if other.owner == step.seat.tid
-    ]
+    held = [_told_held(other.cell) for other in cycle if other.owner == step.seat.tid]
     return (
         f"{name} of pid {step.seat.pid} " + "; ".join(held) + f"\n  and has waited {waited_s:.1f} s"
         f" for {step.cell.label} at\n{indented(stack)}"
     )
+
+
+def _told_held(cell: Cell) -> str:
+    *_, held_s, stack, task = cell.holder
+    within = f" in {task}" if task else ""
+    return f"holds {cell.label}, taken {held_s:.1f} s ago{within} at\n{indented(stack)}"
 
 
 def _pid_of(tid: int) -> int:
@@ -128,6 +129,7 @@ class Row(NamedTuple):
         pid, owner: the process that holds it, and the system's number of the thread.
         held_s: for how many seconds.
         stack: where it was acquired, innermost first.
+        task: in which task of a plait pool, "task 12", or "".
         waiting: who has waited for it for more than a second: pid, thread and where.
     """
 
@@ -136,10 +138,11 @@ class Row(NamedTuple):
     owner: int
     held_s: float
     stack: str
+    task: str
     waiting: tuple[str, ...]
 
     def __str__(self) -> str:
-        who = f"pid {self.pid}, thread {self.owner}"
+        who = f"pid {self.pid}, thread {self.owner}" + (f", {self.task}" if self.task else "")
         lines = [f"{self.what}: held by {who}, for {self.held_s:.1f} s"]
         lines += [indented(self.stack)] if self.stack else []
         for one in self.waiting:
@@ -179,8 +182,7 @@ def who_holds() -> Holdings:
         for cell in cells_of(arena):
             owner = cell.owner
             if owner and cell.words[WHO]:  # a mutex inside of a Semaphore, say, has no WHO
-                holder = cell.holder
                 texts = tuple(waiting.get(cell.offset, ()))
-                row = Row(cell.label, _pid_of(owner), owner, holder.held_s, holder.stack, texts)
-                rows.append(row)
+                _, _, held_s, stack, task = cell.holder
+                rows.append(Row(cell.label, _pid_of(owner), owner, held_s, stack, task, texts))
     return Holdings(rows)

@@ -10,30 +10,28 @@ from __future__ import annotations
 import errno
 import math
 import os
-import sys
 import threading
 from time import monotonic, monotonic_ns
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, Self
 
 from plait.errors import DeadlockError, OwnerDied
 from plait.shared import libc
-from plait.shared.cells import DEATHS, SINCE, WHO, Cell, arrive, label_of, new_cell, settle
+from plait.shared.cells import DEATHS, WHO, Cell, arrive, label_of, new_cell, settle
 from plait.shared.deadlocks import Lookout
+from plait.shared.lock_calls import FOREVER, LockCalls, caller
 from plait.shared.seats import IDLE, Seat
 
-__all__ = ["LOOK_S", "Lock", "RLock", "SelfLocked", "check_timeout"]
+__all__ = ["LOOK_S", "Lock", "RLock", "SelfLocked"]
 
 LOOK_S = 1.0
 """A wait that has lasted so long looks for a deadlock, again and again."""
 SIGNAL_S = 0.1
 """The thread that hears of signals lets the C library wait for no longer, or Ctrl-C would wait."""
 LOCK, RLOCK = 1, 2
-FOREVER = -1.0
-caller = sys._getframe  # noqa: SLF001  it is documented
 
 
-class Lock:
+class Lock(LockCalls):
     """A lock for threads and processes, as ``threading.Lock``, that can be sent to any of them.
 
     It belongs to the thread that acquired it, and only that one can release it (a
@@ -63,7 +61,6 @@ class Lock:
         "_mutex",
         "_new_site",
         "_on_owner_death",
-        "_site",
         "_words",
     )
     _kind, _recursive = LOCK, False
@@ -77,74 +74,16 @@ class Lock:
     def _set_up(self, cell: Cell, on_owner_death: str) -> None:
         self._cell = cell
         self._mutex, self._words = cell.mutex, cell.words
-        self._site, self._new_site = cell.arena.sites.get, cell.arena.new_site
+        self._new_site = cell.arena.new_site
+        self._prepare(cell, recursive=self._recursive)
         self._on_owner_death = on_owner_death
         settle(cell, self)
 
-    # ``acquire`` and ``__enter__`` say the same: what most users wait for has no call too many.
-
-    # --- As in threading -----------------------------------------------------------------
-
-    def acquire(self, blocking: bool = True, timeout: float = FOREVER) -> bool:  # noqa: FBT001, FBT002
-        """Acquire the lock; False if it is not to be had (in ``timeout`` seconds).
-
-        Args:
-            blocking: whether to wait for it.
-            timeout: in seconds; -1: for ever.
-        """
-        if timeout != FOREVER:
-            check_timeout(blocking, timeout)
-        code = 0
-        try:
-            if code := _try_lock(self._mutex):
-                return self._acquire_slowly(code, caller(1), timeout if blocking else 0.0)
-            frame = caller(1)
-            words = self._words
-            key = id(frame.f_code) + frame.f_lasti
-            words[WHO] = self._site(key) or self._new_site(key, frame)
-            words[SINCE] = monotonic_ns()
-            return True
-        except BaseException as error:  # Ctrl-C, before our caller can know that it has it
-            if code != errno.EDEADLK:
-                self._let_go(error)
-            raise
-
-    def release(self) -> None:
-        """Release it. Raises RuntimeError where the calling thread does not have it."""
-        # Who takes it next may be killed before that is noted: no other is to be named then.
-        self._words[WHO] = 0
-        if _unlock(self._mutex):
-            self._refuse()
+    # --- As in threading; acquire, release and ``with`` are in lock_calls.py ---------------
 
     def locked(self) -> bool:
         """Return whether anybody has it now."""
         return self._cell.owner != 0
-
-    def __enter__(self) -> bool:
-        code = 0
-        try:
-            if code := _try_lock(self._mutex):
-                return self._acquire_slowly(code, caller(1), FOREVER)
-            frame = caller(1)
-            words = self._words
-            key = id(frame.f_code) + frame.f_lasti
-            words[WHO] = self._site(key) or self._new_site(key, frame)
-            words[SINCE] = monotonic_ns()
-            return True
-        except BaseException as error:  # Ctrl-C, before our caller can know that it has it
-            if code != errno.EDEADLK:
-                self._let_go(error)
-            raise
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._words[WHO] = 0
-        if _unlock(self._mutex) and error is None:  # an error that is on its way tells more
-            self._refuse()
 
     def _refuse(self) -> None:
         what = self._cell.label
@@ -274,30 +213,8 @@ class RLock(Lock):
     True
     """
 
-    __slots__ = ("_depths", "_once")
+    __slots__ = ()
     _kind, _recursive = RLOCK, True
-
-    def _set_up(self, cell: Cell, on_owner_death: str) -> None:
-        super()._set_up(cell, on_owner_death)
-        self._depths, self._once = cell.depth_view()
-
-    def release(self) -> None:
-        """Release it once. Raises RuntimeError where the calling thread does not have it."""
-        if self._depths[0] == self._once:  # the last time, as in Lock
-            self._words[WHO] = 0
-        if _unlock(self._mutex):
-            self._refuse()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._depths[0] == self._once:
-            self._words[WHO] = 0
-        if _unlock(self._mutex) and error is None:
-            self._refuse()
 
     def _recursion_count(self) -> int:
         """Return how often the calling thread has it."""
@@ -317,17 +234,6 @@ class SelfLocked(RLock):
     def lock(self) -> Self:
         """Its lock: itself."""
         return self
-
-
-def check_timeout(blocking: bool, timeout: float) -> None:  # noqa: FBT001
-    """Raise what threading does for times that make no sense."""
-    if timeout != FOREVER:
-        if not blocking:
-            raise ValueError("can't specify a timeout for a non-blocking call")
-        if not timeout >= 0:  # nor is NaN
-            raise ValueError("timeout value must be a non-negative number")
-        if timeout > threading.TIMEOUT_MAX:
-            raise OverflowError("timeout value is too large")
 
 
 if libc.is_supported:

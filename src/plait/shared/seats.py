@@ -8,6 +8,7 @@ from time import monotonic_ns
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from plait.running import get_task, text_of_task
 from plait.shared.whereabouts import is_alive, short_stack, start_of
 
 if TYPE_CHECKING:
@@ -109,7 +110,8 @@ class Seat:
 
         A wait that ends by itself, at a timeout, is no part of a deadlock.
         """
-        text = f"{threading.current_thread().name}\t{short_stack(frame)}"
+        name, task = threading.current_thread().name, text_of_task(get_task())
+        text = f"{f'{name}, in {task},' if task else name}\t{short_stack(frame)}"
         stack = text.encode(errors="replace")[: SEAT_BYTES - STACK_AT - 2]
         at = self._at + STACK_AT
         self.region.memory[at : at + 2] = len(stack).to_bytes(2, "little")

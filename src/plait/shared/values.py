@@ -17,7 +17,8 @@ from typing import Any, Generic, TypeVar
 from plait.shared import libc
 from plait.shared.cells import SINCE, STATE, WHO, Cell
 from plait.shared.kinds import code_of, store_number
-from plait.shared.locks import FOREVER, SelfLocked, caller
+from plait.shared.lock_calls import FOREVER, caller
+from plait.shared.locks import SelfLocked
 
 __all__ = ["Counter", "Value"]
 
