@@ -17,7 +17,7 @@
 #include <time.h>
 
 /* The words of a cell behind its mutex, as in shared/cells.py. */
-enum { WHO, SINCE, TASK };
+enum { WHO, SINCE, TASK, NEWS };
 
 /* Who kills this process may do so between any two of these writes: they stay in order. */
 #define WRITE(word, value) __atomic_store_n(&(word), (value), __ATOMIC_RELEASE)
@@ -118,7 +118,7 @@ static int note(LockCalls *self)
     return 0;
 }
 
-/* Wait, or whatever else is to be done where the first try came to this code. */
+/* Wait, or whatever else is to be done where the first try came to this code; 0: to tell news. */
 static PyObject *acquire_slowly(LockCalls *self, int code, PyObject *timeout)
 {
     PyObject *frame = (PyObject *)PyEval_GetFrame();
@@ -129,7 +129,7 @@ static PyObject *acquire_slowly(LockCalls *self, int code, PyObject *timeout)
 static PyObject *take(LockCalls *self, PyObject *timeout)
 {
     int code = pthread_mutex_trylock(self->mutex);
-    if (code != 0)
+    if (code != 0 || self->words[NEWS])
         return acquire_slowly(self, code, timeout);
     if (note(self) < 0) {
         let_go(self);

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from plait.shared import Lock
+from plait.shared import Lock, arena
 from tests.conftest import close_all
 from tests.shared.puppet import Puppet, puppets
 
@@ -23,6 +23,8 @@ def open_files() -> int:
 @pytest.fixture
 def no_files_left() -> Iterator[None]:
     """Assert that as many files are open after a test as before."""
+    arena._made.clear()  # a fresh one will not be full amid the test
+    arena._roomy.clear()
     before = open_files()
     yield
     assert open_files() <= before

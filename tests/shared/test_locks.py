@@ -23,7 +23,7 @@ import pytest
 import plait
 from plait import compiled
 from plait.errors import DeadlockError, OwnerDied, SharedDataGone
-from plait.shared import Lock, RLock, arena, libc, locks, memory, seats
+from plait.shared import List, Lock, RLock, arena, libc, locks, memory, seats
 from plait.shared.deadlocks import Lookout
 from plait.shared.whereabouts import is_alive
 from tests.conftest import PROCESS_WAYS, Way, only
@@ -673,9 +673,9 @@ def test_ctrl_c_on_the_death_of_the_owner_tells_of_that(pair: list[Puppet]) -> N
 
 
 @pytest.mark.skipif(compiled.fast is None, reason="the part in C was not built, or is not wanted")
-@both
+@pytest.mark.parametrize("make", [Lock, RLock, lambda: List[int]().lock])
 def test_no_ctrl_c_comes_between_locking_and_the_block_or_leaves_it_locked(
-    puppet: Puppet, cls: type[Lock]
+    puppet: Puppet, make: Callable[[], Lock]
 ) -> None:
     """In Python one can come at the beginning of ``__exit__``: then it stays locked."""
 
@@ -694,7 +694,7 @@ def test_no_ctrl_c_comes_between_locking_and_the_block_or_leaves_it_locked(
         signal.setitimer(signal.ITIMER_REAL, 0)
         return heard
 
-    assert puppet.do(interrupted, cls()) == 300
+    assert puppet.do(interrupted, make()) == 300
 
 
 def test_what_only_c_can_get_wrong() -> None:

@@ -20,6 +20,7 @@ from plait.shared.memory import Place, Region
 
 __all__ = [
     "DEATHS",
+    "NEWS",
     "SINCE",
     "STATE",
     "TASK",
@@ -37,10 +38,11 @@ __all__ = [
 ]
 
 # The words of a cell behind its mutex: by whom it is held (the process, in the upper half, and the
-# number of a text), since when, in which task (running.py); how many have ended while they held
-# it; its kind and name. STATE and what follows is for those who use it. WHO is written last, and
-# cleared first. _fast.c knows the first three.
-WHO, SINCE, TASK, DEATHS, KIND, NAME, STATE = range(7)
+# number of a text), since when, in which task (running.py); whether the next owner is to be told
+# something, however easily it gets the mutex; how many have ended while they held it; its kind and
+# name. STATE and what follows is for those who use it. WHO is written last, and cleared first.
+# _fast.c knows the first four.
+WHO, SINCE, TASK, NEWS, DEATHS, KIND, NAME, STATE = range(8)
 known: WeakValueDictionary[tuple[bytes, int], Any] = WeakValueDictionary()
 """What was made of cells in this process: one object for each, however often it arrives."""
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from plait import compiled
 from plait.running import get_task
 from plait.shared import libc
-from plait.shared.cells import SINCE, TASK, WHO
+from plait.shared.cells import NEWS, SINCE, TASK, WHO
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -75,7 +75,7 @@ class _InPython:
             check_timeout(blocking, timeout)
         code = 0
         try:
-            if code := _try_lock(self._mutex):
+            if (code := _try_lock(self._mutex)) or self._words[NEWS]:
                 return self._acquire_slowly(code, caller(1), timeout if blocking else 0.0)
             frame = caller(1)
             words = self._words
@@ -101,7 +101,7 @@ class _InPython:
     def __enter__(self) -> bool:
         code = 0
         try:
-            if code := _try_lock(self._mutex):
+            if (code := _try_lock(self._mutex)) or self._words[NEWS]:
                 return self._acquire_slowly(code, caller(1), FOREVER)
             frame = caller(1)
             words = self._words

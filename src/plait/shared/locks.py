@@ -129,7 +129,10 @@ class Lock(LockCalls):
     # --- Where it is not free ------------------------------------------------------------
 
     def _acquire_slowly(self, code: int, frame: FrameType, timeout: float) -> bool:
-        """Wait for it as long as may be; the first try came to this code."""
+        """Wait for it as long as may be; the first try came to this code.
+
+        0: this thread has it, and there is news, which a class that writes NEWS has to tell.
+        """
         first = code
         try:
             if code == errno.EBUSY and timeout != 0.0:
