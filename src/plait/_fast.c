@@ -41,6 +41,16 @@ static PyObject *get_task(PyObject *module, PyObject *unused)
     return PyLong_FromUnsignedLongLong(running_task);
 }
 
+/* Counts how often sites were forgotten: what a lock remembers of them means nothing then. */
+static uint64_t times_forgotten;
+
+static PyObject *forget_sites(PyObject *module, PyObject *unused)
+{
+    (void)module, (void)unused;
+    times_forgotten++;
+    Py_RETURN_NONE;
+}
+
 typedef struct {
     PyObject_HEAD
     pthread_mutex_t *mutex; /* NULL until it is bound */
@@ -49,6 +59,9 @@ typedef struct {
     uint32_t once;          /* what that is when it was locked once */
     PyObject *sites;        /* dict: a place in the program -> the word WHO */
     PyObject *memory;       /* keeps all of it mapped */
+    size_t last_site;       /* the place that was looked up last, */
+    uint64_t last_who;      /* what came of it, */
+    uint64_t last_forgotten; /* and times_forgotten then */
 } LockCalls;
 
 static PyObject *bind(LockCalls *self, PyObject *args)
@@ -88,42 +101,56 @@ static void let_go(LockCalls *self)
     PyErr_Restore(type, error, traceback);
 }
 
+/* Look up, or make, the word WHO for a place in the program. */
+static int look_up(LockCalls *self, size_t place, PyFrameObject *frame)
+{
+    PyObject *key = PyLong_FromSize_t(place);
+    if (key == NULL)
+        return -1;
+    PyObject *site = Py_XNewRef(PyDict_GetItemWithError(self->sites, key));
+    if (site == NULL && !PyErr_Occurred())
+        site = PyObject_CallMethod((PyObject *)self, "_new_site", "OO", key, frame);
+    Py_DECREF(key);
+    if (site == NULL)
+        return -1;
+    uint64_t who = PyLong_AsUnsignedLongLong(site);
+    Py_DECREF(site);
+    if (who == (uint64_t)-1 && PyErr_Occurred())
+        return -1;
+    self->last_site = place;
+    self->last_who = who;
+    self->last_forgotten = times_forgotten;
+    return 0;
+}
+
 /* Note who has the mutex: the place in the program that called us, the task, and the time. */
 static int note(LockCalls *self)
 {
     PyFrameObject *frame = PyEval_GetFrame();
-    uint64_t who = 0; /* unknown */
-    if (frame != NULL) {
-        PyCodeObject *code = PyFrame_GetCode(frame);
-        PyObject *key = PyLong_FromSize_t((size_t)code + (size_t)PyFrame_GetLasti(frame));
-        Py_DECREF(code);
-        if (key == NULL)
-            return -1;
-        PyObject *site = Py_XNewRef(PyDict_GetItemWithError(self->sites, key));
-        if (site == NULL && !PyErr_Occurred())
-            site = PyObject_CallMethod((PyObject *)self, "_new_site", "OO", key, frame);
-        Py_DECREF(key);
-        if (site == NULL)
-            return -1;
-        who = PyLong_AsUnsignedLongLong(site);
-        Py_DECREF(site);
-        if (who == (uint64_t)-1 && PyErr_Occurred())
-            return -1;
+    if (frame == NULL) {
+        PyErr_SetString(PyExc_RuntimeError, "a lock is for Python code: there is no frame");
+        return -1;
     }
+    PyCodeObject *code = PyFrame_GetCode(frame);
+    size_t place = (size_t)code + (size_t)PyFrame_GetLasti(frame);
+    Py_DECREF(code);
+    if (place != self->last_site || self->last_forgotten != times_forgotten)
+        if (look_up(self, place, frame) < 0)
+            return -1;
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
     WRITE(self->words[SINCE], (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec);
     WRITE(self->words[TASK], running_task);
-    WRITE(self->words[WHO], who);
+    WRITE(self->words[WHO], self->last_who);
     return 0;
 }
 
 /* Wait, or whatever else is to be done where the first try came to this code; 0: to tell news. */
 static PyObject *acquire_slowly(LockCalls *self, int code, PyObject *timeout)
 {
-    PyObject *frame = (PyObject *)PyEval_GetFrame();
+    PyFrameObject *frame = PyEval_GetFrame();
     return PyObject_CallMethod((PyObject *)self, "_acquire_slowly", "iOO", code,
-                               frame == NULL ? Py_None : frame, timeout);
+                               frame == NULL ? Py_None : (PyObject *)frame, timeout);
 }
 
 static PyObject *take(LockCalls *self, PyObject *timeout)
@@ -296,6 +323,8 @@ static int fill(PyObject *module)
 }
 
 static PyMethodDef functions[] = {
+    {"forget_sites", forget_sites, METH_NOARGS,
+     "forget_sites()\n--\n\nHave all locks look up anew who stands where."},
     {"set_task", set_task, METH_O,
      "set_task(word, /)\n--\n\nNote which task the calling thread runs."},
     {"get_task", get_task, METH_NOARGS,

@@ -24,6 +24,7 @@ from itertools import chain
 from types import CodeType, FrameType
 from weakref import WeakSet, WeakValueDictionary
 
+from plait.compiled import fast
 from plait.shared import libc
 from plait.shared.guards import Guard
 from plait.shared.memory import HEAD_BYTES, Region
@@ -126,6 +127,8 @@ class Arena:
         """Have each place get a number anew."""
         self.sites.clear()
         self._codes.clear()
+        if fast is not None:
+            fast.forget_sites()
 
     # --- Seats ---------------------------------------------------------------------------
 
