@@ -64,6 +64,8 @@ LAYERS = (
     "shared.ledgers",
     "shared.rings",
     "shared.stacks",
+    "shared.bells",
+    "shared.queue_core",
     "shared.queues",
     "shared.pipes",
     "shared.log",

@@ -26,7 +26,16 @@ import pytest
 
 import plait
 from plait.errors import DeadlockError, NotPicklable, SharedDataGone
-from plait.shared import LifoQueue, PriorityQueue, Queue, ShutDown, ledgers, libc, queues, stores
+from plait.shared import (
+    LifoQueue,
+    PriorityQueue,
+    Queue,
+    ShutDown,
+    ledgers,
+    libc,
+    queue_core,
+    stores,
+)
 
 ROOT = Path(__file__).parents[2]
 KINDS = (Queue, LifoQueue, PriorityQueue)
@@ -553,7 +562,7 @@ def consume(queue: Queue, seen: mmap.mmap, first: int) -> None:
 def test_of_killed_consumers_each_loses_one_item_at_most_and_none_with_redeliver(
     seed: int, redeliver: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(queues, "LOOK_S", 0.05)
+    monkeypatch.setattr(queue_core, "LOOK_S", 0.05)
     chance = random.Random(seed)
     count, kills = 2000, 3
     queue = Queue(redeliver=redeliver)
@@ -590,7 +599,7 @@ def take_and_tell(queue: Queue, count: int, told: int) -> None:
 def test_join_waits_for_nobody_who_is_dead(
     redeliver: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(queues, "LOOK_S", 0.05)
+    monkeypatch.setattr(queue_core, "LOOK_S", 0.05)
     queue = Queue(redeliver=redeliver)
     queue.put_many("abcd")
     read, write = os.pipe()
@@ -617,7 +626,7 @@ def test_join_waits_for_nobody_who_is_dead(
 def test_after_shutdown_getters_wait_for_what_may_come_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(queues, "LOOK_S", 0.05)
+    monkeypatch.setattr(queue_core, "LOOK_S", 0.05)
     queue = Queue(redeliver=True)
     queue.put("a")
     read, write = os.pipe()
@@ -656,7 +665,7 @@ def test_task_done_is_for_what_the_thread_took() -> None:
 
 def test_a_wake_up_that_was_lost_is_made_up_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if the producer had been killed before it rang."""
-    monkeypatch.setattr(queues, "LOOK_S", 0.1)
+    monkeypatch.setattr(queue_core, "LOOK_S", 0.1)
     queue = Queue()
     pid = forked(queue.get)
     until(lambda: sleeps(pid))

@@ -1,15 +1,16 @@
-"""A lock for moments, between processes: for what is written in order, as texts and seats are."""
+"""Locks for moments, between processes: for what is written in order, as texts and seats are."""
 
 from __future__ import annotations
 
 import errno
 import os
+from typing import Any
 
 from plait.shared import libc
 
-__all__ = ["Guard"]
+__all__ = ["Guard", "lock_slowly"]
 
-GUARD_S = 10.0
+PATIENCE_S = 10.0
 
 
 class Guard:
@@ -26,18 +27,29 @@ class Guard:
 
     def lock(self) -> None:
         """Lock it."""
-        code = libc.try_lock(self.mutex)
-        while code:
-            if code == errno.EOWNERDEAD:
-                libc.consistent(self.mutex)
-                return
-            if code == errno.EDEADLK:  # Ctrl-C came between its being locked and noted: it is ours
-                return
-            if code not in (errno.EBUSY, errno.ETIMEDOUT):
-                raise OSError(code, os.strerror(code))
-            code = libc.lock_until(self.mutex, GUARD_S)
+        if code := libc.try_lock(self.mutex):
+            # EDEADLK: Ctrl-C came between its being locked and noted: it is ours.
+            lock_slowly(self.mutex, code)
 
     __enter__ = lock
 
     def __exit__(self, *_: object) -> None:
         libc.unlock(self.mutex)
+
+
+def lock_slowly(mutex: Any, code: int, piece_s: float = PATIENCE_S) -> int:
+    """Lock a mutex of which a first try came to this code, and wait as long as that takes.
+
+    The C library waits for no longer than a piece at a time.
+
+    Returns:
+        0; EOWNERDEAD: its owner had ended, and it is declared to be in order again; EDEADLK: this
+        thread had it already.
+    """
+    while code in (errno.EBUSY, errno.ETIMEDOUT):
+        code = libc.lock_until(mutex, piece_s)
+    if code == errno.EOWNERDEAD:
+        libc.consistent(mutex)
+    elif code not in (0, errno.EDEADLK):
+        raise OSError(code, os.strerror(code))
+    return code

@@ -22,7 +22,8 @@ from weakref import WeakSet
 
 from plait.shared.cells import known
 from plait.shared.memory import HEAD_BYTES, Region
-from plait.shared.queues import LOOK_S, Queue, ShutDown
+from plait.shared.queue_core import LOOK_S, ShutDown
+from plait.shared.queues import Queue
 from plait.shared.sections import is_running, me
 from plait.shared.stores import Record, decode, encode
 

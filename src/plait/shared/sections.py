@@ -17,6 +17,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from plait.shared import libc
+from plait.shared.guards import lock_slowly
 from plait.shared.whereabouts import start_of
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-PATIENCE_S = 10.0
 START_BITS = 40
 
 
@@ -69,17 +69,10 @@ class Section:
 
     def _enter(self, code: int) -> bool:
         """Wait for the mutex; True if this thread has it already: a signal's handler runs."""
-        while code:
-            if code == errno.EOWNERDEAD:
-                libc.consistent(self._mutex)
-                self._repair()
-                return False
-            if code == errno.EDEADLK:
-                return True
-            if code not in (errno.EBUSY, errno.ETIMEDOUT):
-                raise OSError(code, os.strerror(code))
-            code = libc.lock_until(self._mutex, PATIENCE_S)
-        return False
+        code = lock_slowly(self._mutex, code)
+        if code == errno.EOWNERDEAD:
+            self._repair()
+        return code == errno.EDEADLK
 
 
 def futex_of(cell: Cell, word: int) -> int:
