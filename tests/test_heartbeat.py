@@ -59,6 +59,25 @@ def test_short_holds_are_seen() -> None:
     assert share_while(task, beats=200) > 0.02
 
 
+@pytest.mark.skipif(not has_gil(), reason="there is no GIL to be held")
+def test_what_anybody_waited_for_a_cpu_does_not_count() -> None:
+    """Seen on a busy machine: tasks that hold nothing were said to hold the GIL all the time."""
+    heart = Heartbeat()
+    for _ in range(30):
+        heart._count(0.0005, 0.0006, 0.0, 0.0, 1)  # nothing was held
+    heart._count(0.0005, 0.01, 0.004, 0.005, 2)  # it was, by a thread that had no CPU
+    for _ in range(5):
+        heart._count(0.0005, 0.005, 0.004, 0.0045, 1)  # neither had one
+    share = heart.held_share
+    assert share is not None
+    assert 0 < share < 0.05
+    for _ in range(30):
+        heart._count(0.0005, 0.0105, 0.0, 0.005, 2)  # half of the time it computed with the GIL
+    share = heart.held_share
+    assert share is not None
+    assert share > 0.85
+
+
 def test_nothing_is_known_before_the_first_beat() -> None:
     heart = Heartbeat()
     assert heart.held_share == (None if has_gil() else 0.0)

@@ -172,7 +172,7 @@ class Beside:
             is_importing = task.is_importing
             heart = Heartbeat()
             heart.start()
-            heart.resume()
+            heart.resume(task.thread[1])
             try:
                 time.sleep(LOOK_S)
             finally:

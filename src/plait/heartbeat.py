@@ -10,7 +10,9 @@ does not count, anywhere but on Linux, only what is late by more than timers are
 (The idea is that of gilknocker, https://github.com/milesgranger/gilknocker.)
 
 What the tasks do between two looks is not seen, but is taken to be as it was at the next one. On
-a busy machine a thread also waits for a CPU; Linux tells for how long, and that is left out.
+a busy machine threads also wait for a CPU. Linux tells for how long, and both are left out of each
+beat: what the heartbeat waited, and what the tasks' own thread did, which may have had the GIL
+meanwhile, but would have gone on and let go of it on a free machine.
 """
 
 from __future__ import annotations
@@ -68,7 +70,7 @@ class Heartbeat:
         self.cpu_s = 0.0
         self._beaten_s = 0.0
         self._held_s = 0.0
-        self._queued_s = 0.0  # of the thread that is watched
+        self._watched = 0  # the thread that runs the tasks
 
     def start(self) -> None:
         """Start its thread, which waits for ``resume``."""
@@ -85,20 +87,16 @@ class Heartbeat:
             self._bell.put(None)
             self._ended.acquire(timeout=GONE_S)  # when Python ends, its other threads do not run
 
-    def resume(self) -> None:
-        """Beat and count from now on."""
+    def resume(self, native_id: int = 0) -> None:
+        """Beat and count from now on, while this thread runs tasks; 0: the calling one."""
+        self._watched = native_id or get_native_id()
         self._resumed_at = monotonic()
         if self._is_resting:
             self._bell.put(None)
 
-    def pause(self, queued_s: float = 0.0) -> None:
-        """Rest, and count no more; what is late now has been late until now.
-
-        For ``queued_s`` seconds of the time that was counted the tasks' own thread had no CPU.
-        Mostly it has then no GIL either, but it would have, had the machine been free.
-        """
+    def pause(self) -> None:
+        """Rest, and count no more; what is late now has been late until now."""
         self._counted_s, self._resumed_at = self._counted(), None
-        self._queued_s += queued_s
 
     def _counted(self) -> float:
         resumed_at = self._resumed_at
@@ -111,11 +109,11 @@ class Heartbeat:
             return 0.0
         if not self.beats:
             return None
-        return self._held_s / max(self._beaten_s - self._queued_s, self._held_s, BEATS_S[0])
+        return self._held_s / max(self._beaten_s, BEATS_S[0])
 
     def _serve(self) -> None:
         self.native_id = get_native_id()
-        queue = QueueClock(every_s=0.0)
+        own, tasks, watched = QueueClock(every_s=0.0), QueueClock(every_s=0.0), 0
         try:
             while self._is_running:
                 # Say so before looking. The other order sleeps through it: 1. we look, there is
@@ -124,32 +122,42 @@ class Heartbeat:
                 if self._resumed_at is None:
                     self._bell.get()
                 self._is_resting = False
+                if watched != self._watched:
+                    tasks.close()
+                    watched = self._watched
+                    tasks = QueueClock(every_s=0.0, native_id=watched)
                 if self._resumed_at is not None:
-                    self._beat(queue)
+                    self._beat(own, tasks)
         finally:
-            queue.close()
+            own.close()
+            tasks.close()
             self._ended.release()
 
-    def _beat(self, queue: QueueClock) -> None:
-        queue.read_since_last()
+    def _beat(self, own: QueueClock, tasks: QueueClock) -> None:
+        own.read_since_last()
+        tasks.read_since_last()
         beat_s = BEATS_S[self.beats % len(BEATS_S)]
         sleeps = count_sleeps()
         started = self._counted()
         with suppress(Empty):
             self._bell.get(timeout=beat_s)
         took_s, sleeps = self._counted() - started, count_sleeps() - sleeps
-        self._count(beat_s, took_s, queue.read_since_last(), sleeps)
+        self._count(beat_s, took_s, own.read_since_last(), tasks.read_since_last(), sleeps)
         self.cpu_s = thread_time()
 
-    def _count(self, beat_s: float, took_s: float, queued_s: float, sleeps: int) -> None:
+    def _count(
+        self, beat_s: float, took_s: float, queued_s: float, starved_s: float, sleeps: int
+    ) -> None:
+        """Count a beat, in which this thread and that of the tasks waited so long for a CPU."""
         if took_s < beat_s:  # a part of it fell into a pause
             return
         late_s = max(0.0, took_s - queued_s - beat_s)
+        counts_s = max(0.0, beat_s + late_s - starved_s)
         self.beats += 1
-        self._beaten_s += beat_s + late_s
+        self._beaten_s += counts_s
         # Asleep once for the beat, and again for the GIL; or so late that it can be nothing else.
         if sleeps > 1 or late_s > (VERY_LATE_S if sleeps else LATE_S):
-            self._held_s += beat_s + late_s
+            self._held_s += counts_s
 
 
 _running: list[Heartbeat] = []

@@ -230,7 +230,7 @@ class Probe:
         after = read_thread_clock()
         self._process_s += process_time() - process_s
         if heart is not None:
-            heart.pause(after[2] - before[2])
+            heart.pause()
         self._seen_s += after[0] - before[0] - (after[2] - before[2])
         return finished, before, after, imported
 
