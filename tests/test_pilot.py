@@ -129,6 +129,15 @@ def test_processes_that_have_no_cpu_stay() -> None:
     assert flight.look() is None
 
 
+def test_processes_that_wait_for_a_cpu_between_tasks_too_stay() -> None:
+    """Seen on a busy machine: tasks of a millisecond were said to take 0 s, so the loop won."""
+    flight = Flight(BUSY, 2000)
+    flight.finish(50, 0.015, 0.012, queued_s=0.02)
+    assert flight.look() is None
+    flight.finish(100, 0.015, 0.012, queued_s=0.012)
+    assert flight.look() is None
+
+
 def test_processes_that_work_stay() -> None:
     flight = Flight(BUSY, 1000)
     flight.finish(20, 0.006, 0.012)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 
-__all__ = ["ThreadClock", "clock_of_thread", "monotonic", "read_thread_clock"]
+__all__ = ["ThreadClock", "clock_of_thread", "cpu_of_thread", "monotonic", "read_thread_clock"]
 
 monotonic = time.monotonic
 """The clock of every duration in plait; on Linux the same in all processes."""
@@ -39,6 +40,21 @@ def clock_of_thread(ident: int, native_id: int) -> ThreadClock:
         return time.monotonic(), time.clock_gettime(clock), 0.0
     except (AttributeError, OSError):  # then it counts as one that computes
         return time.monotonic(), time.monotonic(), 0.0
+
+
+def cpu_of_thread(native_id: int) -> float | None:
+    """Return how long another thread was on a CPU, to this moment; None: it cannot be known.
+
+    schedstat, as above, is as late as the system's last look, a few milliseconds. The clock's
+    number is the one that pthread_getcpuclockid (glibc) makes, which must not be asked for a
+    thread that has ended.
+    """
+    if sys.platform != "linux":
+        return None
+    try:
+        return time.clock_gettime(~native_id << 3 | 6)
+    except OSError:
+        return None
 
 
 def _read_schedstat(thread: str = "thread-self") -> bytes:

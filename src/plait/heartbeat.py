@@ -1,4 +1,4 @@
-"""How much of the time the GIL is held: a thread that wants to run often, and is late when it is.
+"""How much of their computing tasks hold the GIL: a thread wants to run often, and is late then.
 
 Used by probe.py, while the first tasks run. The thread sleeps half a millisecond, wakes up, and
 needs the GIL to go on. Where nothing holds it, that takes no time; where the tasks run Python, or
@@ -9,10 +9,9 @@ the GIL, however shortly, as it does where tasks let go of it again and again. (
 does not count, anywhere but on Linux, only what is late by more than timers are shows.)
 (The idea is that of gilknocker, https://github.com/milesgranger/gilknocker.)
 
-What the tasks do between two looks is not seen, but is taken to be as it was at the next one. On
-a busy machine threads also wait for a CPU. Linux tells for how long, and both are left out of each
-beat: what the heartbeat waited, and what the tasks' own thread did, which may have had the GIL
-meanwhile, but would have gone on and let go of it on a free machine.
+What the tasks do between two looks is not seen, but is taken to be as it was at the next one. So
+each beat counts for as much as the tasks computed until its end. On a busy machine they may have
+had no CPU for the whole of it: then nobody wanted the GIL, or had it and could not go on.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from contextlib import suppress
 from queue import Empty, SimpleQueue
 from time import thread_time
 
-from plait.clocks import monotonic
+from plait.clocks import cpu_of_thread, monotonic
 from plait.host import QueueClock
 from plait.sentinel import wait_gone
 
@@ -68,9 +67,9 @@ class Heartbeat:
         self._resumed_at: float | None = None
         self.beats = 0
         self.cpu_s = 0.0
-        self._beaten_s = 0.0
+        self._tasks_id = 0  # the thread that runs the tasks
+        self._free_s = 0.0  # what they computed, as far as beats found the GIL free, or held
         self._held_s = 0.0
-        self._watched = 0  # the thread that runs the tasks
 
     def start(self) -> None:
         """Start its thread, which waits for ``resume``."""
@@ -89,7 +88,7 @@ class Heartbeat:
 
     def resume(self, native_id: int = 0) -> None:
         """Beat and count from now on, while this thread runs tasks; 0: the calling one."""
-        self._watched = native_id or get_native_id()
+        self._tasks_id = native_id or get_native_id()
         self._resumed_at = monotonic()
         if self._is_resting:
             self._bell.put(None)
@@ -104,16 +103,15 @@ class Heartbeat:
 
     @property
     def held_share(self) -> float | None:
-        """The share of the time in which the GIL was held by others; None: not known yet."""
+        """The share of the tasks' computing in which the GIL was held; None: not known yet."""
         if not has_gil():
             return 0.0
-        if not self.beats:
-            return None
-        return self._held_s / max(self._beaten_s, BEATS_S[0])
+        known_s = self._free_s + self._held_s
+        return self._held_s / known_s if known_s >= BEATS_S[0] else None
 
     def _serve(self) -> None:
         self.native_id = get_native_id()
-        own, tasks, watched = QueueClock(every_s=0.0), QueueClock(every_s=0.0), 0
+        queue = QueueClock(every_s=0.0)
         try:
             while self._is_running:
                 # Say so before looking. The other order sleeps through it: 1. we look, there is
@@ -122,42 +120,41 @@ class Heartbeat:
                 if self._resumed_at is None:
                     self._bell.get()
                 self._is_resting = False
-                if watched != self._watched:
-                    tasks.close()
-                    watched = self._watched
-                    tasks = QueueClock(every_s=0.0, native_id=watched)
                 if self._resumed_at is not None:
-                    self._beat(own, tasks)
+                    self._beat(queue)
         finally:
-            own.close()
-            tasks.close()
+            queue.close()
             self._ended.release()
 
-    def _beat(self, own: QueueClock, tasks: QueueClock) -> None:
-        own.read_since_last()
-        tasks.read_since_last()
+    def _beat(self, queue: QueueClock) -> None:
+        queue.read_since_last()
         beat_s = BEATS_S[self.beats % len(BEATS_S)]
-        sleeps = count_sleeps()
-        started = self._counted()
+        tasks_id, sleeps = self._tasks_id, count_sleeps()
+        cpu_s, started = cpu_of_thread(tasks_id), self._counted()
         with suppress(Empty):
             self._bell.get(timeout=beat_s)
-        took_s, sleeps = self._counted() - started, count_sleeps() - sleeps
-        self._count(beat_s, took_s, own.read_since_last(), tasks.read_since_last(), sleeps)
+        took_s, now_s = self._counted() - started, cpu_of_thread(tasks_id)
+        computed_s = None if cpu_s is None or now_s is None else now_s - cpu_s
+        self._count(beat_s, took_s, queue.read_since_last(), computed_s, count_sleeps() - sleeps)
         self.cpu_s = thread_time()
 
     def _count(
-        self, beat_s: float, took_s: float, queued_s: float, starved_s: float, sleeps: int
+        self, beat_s: float, took_s: float, queued_s: float, computed_s: float | None, sleeps: int
     ) -> None:
-        """Count a beat, in which this thread and that of the tasks waited so long for a CPU."""
+        """Count a beat, in which this thread waited so long for a CPU; the tasks computed so long.
+
+        Where that cannot be known they are taken to have computed all the time.
+        """
         if took_s < beat_s:  # a part of it fell into a pause
             return
         late_s = max(0.0, took_s - queued_s - beat_s)
-        counts_s = max(0.0, beat_s + late_s - starved_s)
+        counts_s = beat_s + late_s if computed_s is None else computed_s
         self.beats += 1
-        self._beaten_s += counts_s
         # Asleep once for the beat, and again for the GIL; or so late that it can be nothing else.
         if sleeps > 1 or late_s > (VERY_LATE_S if sleeps else LATE_S):
             self._held_s += counts_s
+        else:
+            self._free_s += counts_s
 
 
 _running: list[Heartbeat] = []

@@ -122,17 +122,17 @@ READ_EVERY_S = 0.05
 
 
 class QueueClock:
-    """How long a thread waited for a free CPU, again and again, at a microsecond a reading.
+    """How long this thread waited for a free CPU, again and again, at a microsecond a reading.
 
-    Says 0 where the system does not tell (anywhere but on Linux).
+    For the thread that makes it, as the main thread of a worker process. Says 0 where the
+    system does not tell (anywhere but on Linux).
     """
 
-    def __init__(self, every_s: float = READ_EVERY_S, native_id: int = 0) -> None:
-        """Read at most once in so many seconds; without a thread, for the one that makes it."""
+    def __init__(self, every_s: float = READ_EVERY_S) -> None:
+        """Read at most once in so many seconds."""
         self._every_s = every_s
-        thread = f"self/task/{native_id}" if native_id else "thread-self"
         try:
-            self._fd = os.open(f"/proc/{thread}/schedstat", os.O_RDONLY | os.O_CLOEXEC)
+            self._fd = os.open("/proc/thread-self/schedstat", os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             self._fd = -1
         self._last = self._due = 0.0

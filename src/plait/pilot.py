@@ -212,8 +212,11 @@ class Pilot:
         assert self._plan.facts is not None
         workers, costs = self._plan.max_workers, self._plan.facts.costs
         pace = costs.pace if workers > 1 else 1.0
-        task_s = pace * max(0.0, self._busy_s - self._queued_s) / self._tasks
-        seen = sample._replace(task_s=task_s)
+        # Workers wait for a CPU between tasks, too, which is no part of them: so they are taken to
+        # be as long as those of the sample, at least, if they were with all the waiting.
+        awake_s = self._busy_s - self._queued_s
+        awake_s = max(awake_s, min(self._busy_s, sample.task_s * self._tasks))
+        seen = sample._replace(task_s=pace * awake_s / self._tasks)
         parent_s = self._machine.cpu_s() - self._cpu_at
         # At first a parent is busy with importing what it needs once.
         if elapsed_s < SURE_S or self._tasks < SURE_TASKS * workers:

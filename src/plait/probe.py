@@ -3,7 +3,7 @@
 Their results count, nothing is run twice. It stops after BUDGET_S, so that a short run
 is over before anything is chosen and a long one loses next to nothing; a long one whose first
 tasks leave doubt is measured a little longer. Where there is enough to do to make a difference,
-a heartbeat (heartbeat.py) tells how much of the time the GIL is held.
+a heartbeat (heartbeat.py) tells for how much of what they compute they hold the GIL.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ class Probe:
             tasks=1 if known is None else known.tasks,
             task_s=LONGER * awake_s,
             cpu_share=min(1.0, cpu / awake_s),
-            gil_share=held_share,
+            gil_share=_of_time(held_share, cpu / awake_s),
             own_cpus=min(1.0, cpu / awake_s),
             spread=1.0,
         )
@@ -199,8 +199,10 @@ class Probe:
         if self.tasks == self._aside_tasks:
             return True
         heart = self._heart
-        if heart is None or heart.held_share is None:
-            return heart is not None
+        if heart is None or self._cpu_s < COMPUTES * self._awake_s:
+            return False
+        if heart.held_share is None:
+            return True
         low, high = DOUBTFUL
         return heart.beats < ENOUGH_BEATS and low < heart.held_share < high
 
@@ -355,7 +357,7 @@ class Probe:
             self.tasks,
             max(awake_s, 1e-9) / tasks,
             cpu_share,
-            gil_share=held_share,
+            gil_share=_of_time(held_share, cpu_share),
             own_cpus=self._own_cpus(cpu_share, held_share),
             spread=self._spread,
             first_s=first_s,
@@ -379,3 +381,8 @@ class Probe:
         peak_bytes = peak_rss_bytes()
         is_known = self._rss_bytes and peak_bytes > self._peak_bytes
         return max(0, peak_bytes - self._rss_bytes) if is_known else 0
+
+
+def _of_time(held_share: float | None, cpu_share: float) -> float | None:
+    """Return for what share of their time tasks hold the GIL, from that of their computing."""
+    return None if held_share is None else held_share * min(1.0, cpu_share)
