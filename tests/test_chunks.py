@@ -61,3 +61,16 @@ def test_a_chunk_is_brief_if_it_is_over_in_milliseconds() -> None:
     assert sizer.next(None).brief
     sizer.learn(1, 100.0)
     assert not sizer.next(None).brief
+
+
+def test_a_loop_takes_all_that_is_left_when_some_tasks_are_known() -> None:
+    """What nobody else is to have is not cut: to join results takes time."""
+    sizer = ChunkSizer("auto", 1, takes_all=True)
+    assert sizer.next(3_000_000).tasks == 1
+    sizer.learn(1, 1e-6)
+    assert sizer.next(2_999_999).tasks == GROWTH
+    sizer.learn(GROWTH, GROWTH * 1e-7)
+    assert sizer.next(2_999_000) == (2_999_000, True, False)
+    assert sizer.next(None).tasks < 2_999_000  # of an unknown number, as others do
+    assert ChunkSizer("auto", 1, 1e-7, 1000).next(2_999_000).tasks < 65_537
+    assert ChunkSizer(10, 1, 1e-7, 1000, takes_all=True).next(2_999_000).tasks == 10

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,14 +11,16 @@ import pytest
 
 import plait
 from plait.feed import Feed
-from plait.inputs import SlicedInput, can_slice
+from plait.inputs import SlicedInput, Span, can_slice
 from plait.options import Options
 
 from .conftest import Way, double
 
 
-@pytest.mark.parametrize("items", [range(5), range(10, -10, -4), np.arange(5.0), np.ones((4, 2))])
-def test_ranges_and_arrays_are_sliced(items: Any) -> None:
+@pytest.mark.parametrize(
+    "items", [range(5), range(10, -10, -4), np.arange(5.0), np.ones((4, 2)), [1], (1,), Span([1])]
+)
+def test_ranges_arrays_and_lists_are_sliced(items: Any) -> None:
     assert can_slice(items)
 
 
@@ -29,7 +32,7 @@ class Numbers(list[int]):
 
 
 @pytest.mark.parametrize(
-    "items", [[1], (1,), "ab", iter(range(3)), Numbers(), np.array(3), {1}, range(10**30)]
+    "items", ["ab", iter(range(3)), Numbers(), np.array(3), {1}, range(10**30)]
 )
 def test_what_may_mean_something_else_is_read_item_by_item(items: Any) -> None:
     assert not can_slice(items)
@@ -44,6 +47,67 @@ def test_slices_follow_each_other_to_the_end() -> None:
     ended.append(given.has_ended)
     assert ended == [False, True]
     assert len(given.take(1)) == 0
+
+
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_a_span_is_a_part_of_a_list_without_a_copy(kind: Any) -> None:
+    span = Span(kind("abcdef"), 2)
+    assert (len(span), span[0], span[-1], list(span)) == (4, "c", "f", list("cdef"))
+    assert span[1:3] == span.part(1, 3)[:] == ["d", "e"]
+    assert type(span[1:3]) is list
+    assert span[::-2] == ["f", "d"]
+    assert pickle.loads(pickle.dumps(span)) == list("cdef")
+    for outside in (4, -5):
+        with pytest.raises(IndexError):
+            span[outside]
+
+
+def test_a_long_part_of_a_list_is_no_copy() -> None:
+    items = [*range(200_000)]
+    given = SlicedInput(items)
+    assert given.take(10) == items[:10]
+    rest = given.take(200_000)
+    assert isinstance(rest, Span)
+    assert (rest[0], len(rest), rest[-1]) == (10, 199_990, 199_999)
+    assert given.has_ended
+
+
+@pytest.mark.parametrize("backend", ["auto", "serial", "threads"])
+def test_a_list_that_gets_shorter_meanwhile_ends_there(backend: Any) -> None:
+    items = [*range(200_000)]
+
+    def shorten(n: int) -> int:
+        if n == 5:
+            del items[100_000:]
+        return n
+
+    values = plait.map(shorten, items, backend=backend)
+    assert values == [*range(len(values))]
+    assert 100_000 <= len(values) <= 200_000
+
+
+@pytest.mark.parametrize("given", [lambda items: items, list, tuple])
+@pytest.mark.parametrize("backend", ["auto", "serial"])
+def test_as_in_a_loop_nothing_runs_after_the_first_error(backend: Any, given: Any) -> None:
+    calls = 0
+
+    def fail_late(n: int) -> int:
+        nonlocal calls
+        calls += 1
+        if n == 150_000:
+            raise ValueError(n)
+        return n
+
+    with pytest.raises(ValueError, match="150000"):
+        plait.map(fail_late, given(range(300_000)), backend=backend)
+    assert calls == 150_001
+    calls = 0
+    values: list[Any] = plait.map(
+        fail_late, given(range(300_000)), backend=backend, on_error="return"
+    )
+    assert calls == len(values) == 300_000
+    assert isinstance(values[150_000], ValueError)
+    assert values[299_999] == 299_999
 
 
 def test_no_more_is_taken_after_the_end() -> None:

@@ -26,6 +26,8 @@ MOST_TASKS = 65_536
 """The largest chunk that "auto" makes, if memory is not to be constant."""
 TOGETHER_S = 0.000_5
 """Several chunks are sent at once if they can be made ready so soon."""
+KNOWN = 8
+"""So many tasks tell enough of the others for a chunk of all."""
 MEMORY = 0.7
 """What an old measurement keeps of its weight when a new one comes."""
 
@@ -48,12 +50,16 @@ class ChunkSizer:
         task_s: float | None = None,
         measured: int = 0,
         most: int = MOST_TASKS,
+        *,
+        takes_all: bool = False,
     ) -> None:
         """Start from a sample of ``measured`` tasks that took ``task_s`` each, or from nothing.
 
-        ``most`` is the largest chunk that it makes.
+        ``most`` is the largest chunk that it makes. With ``takes_all``, as in a loop, where nobody
+        else is to have some of it, that is the rest, as soon as some tasks are known.
         """
         self._most = most
+        self._takes_all = takes_all
         self._fixed = chunksize if chunksize != "auto" else None
         self._workers = workers
         self._measured = max(measured, 1)  # tasks in the largest chunk measured
@@ -82,6 +88,8 @@ class ChunkSizer:
     def _auto(self, remaining: int | None) -> int:
         if self.task_s is None:
             return 1
+        if self._takes_all and remaining is not None and self._measured >= KNOWN:
+            return max(1, remaining)
         tasks = min(TARGET_S / max(self.task_s, 1e-9), self._measured * GROWTH, self._most)
         if remaining is not None:
             # Not below what a message is worth, or the end would be a flock of tiny ones.

@@ -154,14 +154,14 @@ class Feed:
 
     def make_sizer(self, plan: Plan, depth: int) -> ChunkSizer:
         """Return what sizes the chunks: where memory is constant, all of them share its bound."""
-        sample, chunksize, most = plan.sample, plan.chunksize, MOST_TASKS
+        sample, most = plan.sample, MOST_TASKS
         if not self._keeps:
             most = max(1, UNREAD_TASKS // (UNREAD_CHUNKS * plan.max_workers * depth))
-        elif chunksize == "auto" and plan.backend == "serial" and sample and self.remaining:
-            chunksize = self.remaining  # nobody else is to have some of it
-        if sample is None:
-            return ChunkSizer(chunksize, plan.max_workers, None, 0, most)
-        return ChunkSizer(chunksize, plan.max_workers, sample.task_s, sample.tasks, most)
+        is_loop = self._keeps and plan.backend == "serial" and self.is_at_hand
+        task_s, measured = (None, 0) if sample is None else (sample.task_s, sample.tasks)
+        return ChunkSizer(
+            plan.chunksize, plan.max_workers, task_s, measured, most, takes_all=is_loop
+        )
 
     def fill(self, room: Room, workers: int, setting: Setting) -> bool:
         """Submit what so many workers can use now; False if reading took too long for all of it."""

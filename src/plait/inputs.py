@@ -18,13 +18,14 @@ from typing import Any, Protocol, cast
 
 from plait.host import monotonic
 
-__all__ = ["DirectInput", "Input", "SlicedInput", "ThreadedInput", "can_slice"]
+__all__ = ["DirectInput", "Input", "SlicedInput", "Span", "ThreadedInput", "can_slice"]
 
 READ_S = 0.005
 """Reading this long at a time; then it is looked whether something finished."""
 CLOSE_S = 1.0
 """How long the end of a reading thread is waited for; the user's generator may be stuck."""
 GROWTH = 4
+MOST_COPIED = 65_536
 
 
 class Input(Protocol):
@@ -112,12 +113,14 @@ class DirectInput:
 
 
 def can_slice(items: object) -> bool:
-    """Whether a slice of these items is the same as a list of them, and cheaper.
+    """Whether a slice of these items is the same as what an iterator gives, and cheaper.
 
     The slice of a range is two numbers, and that of an array one stretch of memory, where a
-    list would have an object for each item.
+    list would have an object for each item; that of a list is a copy, made at once.
     """
     kind = type(items)
+    if kind in (list, tuple, Span):
+        return True
     if kind is range:
         return _has_length(cast("range", items))
     is_array = kind.__name__ == "ndarray" and kind.__module__ == "numpy"
@@ -131,13 +134,51 @@ def _has_length(items: range) -> bool:
         return False
 
 
+class Span(Sequence[Any]):
+    """A part of a list or tuple, from a place on, without a copy; its slices are lists.
+
+    It ends where the list does, should that get shorter. It is pickled as what is in it.
+
+    >>> span = Span(["a", "b", "c", "d"], 1)
+    >>> span[:2], len(span), span[-1]
+    (['b', 'c'], 3, 'd')
+    """
+
+    __slots__ = ("_items", "_start", "_stop")
+
+    def __init__(self, items: Sequence[Any], start: int = 0, stop: int | None = None) -> None:
+        self._items = items
+        self._start = start
+        self._stop = len(items) if stop is None else stop
+
+    def __len__(self) -> int:
+        return max(0, min(self._stop, len(self._items)) - self._start)
+
+    def __getitem__(self, place: Any) -> Any:
+        if isinstance(place, slice):
+            start, stop, step = place.indices(len(self))
+            part = self._items[self._start + start : self._start + stop : step]
+            return part if type(part) is list else list(part)
+        return self._items[self._start + range(len(self))[place]]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self[:])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return list, (self[:],)
+
+    def part(self, start: int, stop: int) -> Span:
+        """Return a part of it, without a copy."""
+        return Span(self._items, self._start + start, self._start + stop)
+
+
 class SlicedInput:
     """Items that are there already, taken as slices."""
 
     error: BaseException | None = None
 
     def __init__(self, items: Sequence[Any]) -> None:
-        self._items = items
+        self._items = Span(items) if type(items) in (list, tuple) else items
         self._taken = 0
 
     @property
@@ -151,8 +192,11 @@ class SlicedInput:
     def take(self, count: int) -> Sequence[Any]:
         """Return the next ``count`` items; none for a count below 0."""
         start = self._taken
-        self._taken = min(start + max(count, 0), len(self._items))
-        return self._items[start : self._taken]
+        self._taken = stop = min(start + max(count, 0), len(self._items))
+        items = self._items
+        if isinstance(items, Span) and stop - start > MOST_COPIED:
+            return items.part(start, stop)  # to copy it takes as long as the tiniest of tasks
+        return items[start:stop]
 
     def wait(self, timeout: float | None = None) -> None:
         """Return at once: nothing has to be waited for."""

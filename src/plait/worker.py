@@ -128,14 +128,16 @@ def run_together(
     items: Sequence[Any],
     *,
     catch: tuple[type[BaseException], ...] = CATCH_ALL,
+    start: int = 0,
     until: float | None = None,
     after: Stretch | None = None,
+    stops: bool = False,
 ) -> Stretch:
-    """Run tiny tasks at the speed of a loop that does nothing else, timed as one.
+    """Run tiny tasks, from a place on, at the speed of a loop that does nothing else, timed as one.
 
     With ``until`` it looks at the clock now and then, and stops when it is as late as that:
     tasks may turn out to be not so tiny. They can go on where those of ``after`` have stopped:
-    then that grows.
+    then that grows. With ``stops`` an error is the last that it does.
     """
     values: list[Any] = []
     errors: dict[int, BaseException] = {}
@@ -145,24 +147,28 @@ def run_together(
     if after is not None:
         values, errors, ((first, before_s),), *_ = after
     extend = _extender(call)
-    base = len(values)
-    total = base + len(items)
+    offset = start - len(values)  # of an item from its value
+    total = len(items) - offset
     size = total if until is None else FIRST_PART
     while len(values) < total and (until is None or now < until):
         done = len(values)
-        wanted = min(done + size, total)
+        part = items[done + offset : min(done + size, total) + offset]
+        if not len(part):  # somebody has made the list shorter
+            break
         try:
-            extend(values, call.fn, items[done - base : wanted - base])
-            if len(values) < wanted:  # to list.extend(), a StopIteration is the end, no error
+            extend(values, call.fn, part)
+            if len(values) < done + len(part):  # to list.extend(), a StopIteration is the end
                 raise StopIteration
         except catch as error:
             errors[len(values)] = error
             values.append(None)
+            if stops:
+                break
         if until is not None:
             before, now = now, monotonic()
             size = min(2 * size, MOST_PART) if now - before < PART_S else max(1, size // 4)
     times = [(first, before_s + monotonic() - started)]
-    return Stretch(values, errors, times, len(values) == total)
+    return Stretch(values, errors, times, len(values) >= total)
 
 
 def _extender(call: Call) -> Callable[[list[Any], Callable[..., Any], Iterable[Any]], None]:

@@ -66,8 +66,10 @@ class SerialLane:
         self._in_one_piece = setting.in_one_piece
         self._chunks: deque[Chunk] = deque()
         self._running: Iterator[Finished | None] | None = None
-        self._rest: Sequence[Any] = ()  # of the chunk that is running
-        self._whole: Finished | None = None  # what was not told of it yet
+        self._items: Sequence[Any] = ()  # of the chunk that is running
+        self._done = 0  # so many of them
+        self._has_failed = False
+        self._untold: tuple[Chunk, int, Stretch] | None = None  # what was not told of it yet
         self._progress = (0, 0.0)
         self.shared_bytes = 0
         self.abandoned = 0
@@ -98,47 +100,64 @@ class SerialLane:
 
     def _run(self, chunk: Chunk) -> Iterator[Finished | None]:
         """Yield what finished; None to say that time has passed."""
-        self._rest = chunk.items
+        self._items, self._done = chunk.items, 0
         if chunk.together and self._in_one_piece:
             yield from self._run_in_one_piece(chunk)
             return
-        done = 0
         for stretch in self._run_tiny() if chunk.together else self._run_apart(chunk):
-            self._rest = chunk.items[done + len(stretch.values) :]
+            done, self._done = self._done, self._done + len(stretch.values)
             yield Finished.of(chunk, done, stretch, worker="main", pid=os.getpid())
-            done += len(stretch.values)
 
     def _run_apart(self, chunk: Chunk) -> Iterator[Stretch]:
         return run_apart(self._call, chunk.items, catch=CATCH)
 
     def _run_tiny(self) -> Iterator[Stretch]:
         """Run tiny tasks together; if they turn out to be not so tiny, tell now and then."""
-        while len(self._rest):
-            until = monotonic() + TELL_S
-            yield run_together(self._call, self._rest, catch=CATCH, until=until)
+        while self._done < len(self._items):
+            yield self._run_on(None)
+
+    def _run_on(self, after: Stretch | None) -> Stretch:
+        """Run tiny tasks for a while, or to the first one that fails: a loop would end there."""
+        stretch = run_together(
+            self._call,
+            self._items,
+            catch=CATCH,
+            start=self._done,
+            until=monotonic() + TELL_S,
+            after=after,
+            stops=not self._has_failed,
+        )
+        self._has_failed = self._has_failed or bool(stretch.errors)
+        return stretch
 
     def _run_in_one_piece(self, chunk: Chunk) -> Iterator[Finished | None]:
         """Do the same where nobody reads before the end.
 
         To join two lists of the tiniest tasks takes a quarter of the time that these took.
         """
-        stretch = None
-        while len(self._rest):
-            done, before_s = (len(stretch.values), stretch.times[0][1]) if stretch else (0, 0.0)
-            until = monotonic() + TELL_S
+        told, stretch = 0, Stretch([], {}, [(monotonic(), 0.0)])
+        while self._done < len(self._items):
+            had_failed, before_s = self._has_failed, stretch.times[0][1]
             # What is done stays in the stretch, whatever is raised meanwhile.
-            stretch = stretch or Stretch([], {}, [(monotonic(), 0.0)])
-            self._whole = Finished(chunk.first, chunk.items, *stretch[:3], "main", os.getpid())
-            stretch = run_together(self._call, self._rest, catch=CATCH, until=until, after=stretch)
-            tasks = len(stretch.values) - done
-            self._rest = self._rest[tasks:]
+            self._untold = chunk, told, stretch
+            stretch = self._run_on(stretch)
+            tasks = told + len(stretch.values) - self._done
+            self._done += tasks
             self._progress = (tasks, stretch.times[0][1] - before_s)
-            self._whole = Finished.of(chunk, 0, stretch, "main", os.getpid())
+            self._untold = chunk, told, stretch
             if stretch.is_last:
                 break
-            yield None
-        whole, self._whole = self._whole, None
-        yield whole
+            if had_failed or not self._has_failed:
+                yield None
+                continue
+            told, stretch = self._done, Stretch([], {}, [(monotonic(), 0.0)])
+            yield self._tell()
+        yield self._tell()
+
+    def _tell(self) -> Finished | None:
+        """Return what was not told yet; None: nothing."""
+        untold, self._untold = self._untold, None
+        return Finished.of(*untold, worker="main", pid=os.getpid()) if untold else None
 
     def take_progress(self) -> tuple[int, float]:
         """Return tasks that were run and not told of yet, and their seconds."""
@@ -148,14 +167,15 @@ class SerialLane:
     @property
     def left(self) -> int:
         """How many tasks could be taken back."""
-        return 0 if self._chunks or self._running is None else len(self._rest)
+        is_running = self._running is not None and not self._chunks
+        return len(self._items) - self._done if is_running else 0
 
     def take_back(self) -> Sequence[Any]:
         """Return what is left of the running chunk, if there is no other, and do not run it."""
         if not self.left:
             return ()
-        rest, self._rest = self._rest, ()
-        whole, self._whole = self._whole, None
+        rest, self._items = self._items[self._done :], ()
+        whole = self._tell()
         self._running = iter([whole._replace(is_last=True)]) if whole is not None else None
         return rest
 
@@ -177,8 +197,5 @@ class SerialLane:
         """Drop what has not started; nothing runs while nobody waits. Return what is done."""
         self._chunks.clear()
         self._running = None
-        whole, self._whole = self._whole, None
-        if whole is None or not whole.values:
-            return []
-        # The times are missing if the last tasks were interrupted.
-        return [whole._replace(items=whole.items[: len(whole.values)])]
+        whole = self._tell()  # the times of its last tasks are missing if they were interrupted
+        return [whole] if whole is not None and whole.values else []
