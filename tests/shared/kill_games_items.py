@@ -194,12 +194,16 @@ def partner(_: None, board: Board, rng: Random) -> None:
             for number in range(500):
                 right.send(letter(number))
         os._exit(0)
+    if is_early := rng.random() < 0.3:  # before it runs any Python, perhaps
+        os.kill(pid, signal.SIGKILL)
     right.close()
-    came = [left.recv()]  # so it has its end: who dies before leaves that on its way, with us
-    dawdle(rng)
-    if rng.random() < 0.8:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    came = []
+    if not is_early:
+        came.append(left.recv())
+        dawdle(rng)
+        if rng.random() < 0.8:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
     with left, contextlib.suppress(EOFError):
         while True:
             came.append(left.recv())

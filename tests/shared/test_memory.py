@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pickle
+import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from plait.errors import SharedDataGone
 from plait.shared import libc, memory
 from plait.shared.memory import HEAD_BYTES, Place, Region, regions_of
 from tests.shared.puppet import Puppet, keep
+from tests.shared.test_queues import forked, wait_dead
 
 pytestmark = pytest.mark.usefixtures("no_files_left")
 
@@ -101,6 +105,69 @@ def test_it_is_not_taken_for_another_file(tmp_path: Path) -> None:
                 Region.at(forged, "piece")
     os.close(read_end)
     os.close(write_end)
+
+
+def test_a_mark_is_there_until_the_last_who_has_it_open_closes_it_or_ends(puppet: Puppet) -> None:
+    region = Region.create(10, "test")
+    mark = region.mark(1)
+    assert (region.is_marked(0), region.is_marked(1)) == (False, True)
+    assert puppet.do(is_marked, region.place, 1)
+    pid = forked(signal.pause)
+    another = region.mark(1)
+    mark.close()
+    another.close()
+    assert puppet.do(is_marked, region.place, 1)
+    os.kill(pid, signal.SIGKILL)
+    wait_dead(pid)
+    assert not region.is_marked(1)
+    assert not puppet.do(is_marked, region.place, 1)
+
+
+def is_marked(place: Place, number: int) -> bool:
+    region: Region = keep(Region.at(place, "piece"))
+    return region.is_marked(number)
+
+
+def test_a_mark_is_taken_off_for_all_who_have_it() -> None:
+    region = Region.create(10, "test")
+    mark, another = region.mark(1, 3), region.mark(2)
+    pid = forked(signal.pause)
+    mark.take_off()
+    assert [region.is_marked(number) for number in (1, 2, 3)] == [False, True, False]
+    os.kill(pid, signal.SIGKILL)
+    wait_dead(pid)
+    mark.close()
+    another.close()
+
+
+def test_another_program_has_no_mark() -> None:
+    region = Region.create(10, "test")
+    mark = region.mark(1)
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, close_fds=False):
+        mark.close()
+        assert not region.is_marked(1)
+
+
+def test_a_mark_that_is_closed_already_does_not_close_what_has_its_number() -> None:
+    region = Region.create(10, "test")
+    mark = region.mark(1)
+    number = mark._fd
+    os.close(number)
+    read_end, write_end = os.pipe()
+    assert number in (read_end, write_end)
+    mark.close_inherited()
+    os.close(read_end)
+    os.close(write_end)
+    mark.close()
+
+
+def test_where_no_mark_can_be_made_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    region = Region.create(10, "test")
+    monkeypatch.setattr(fcntl, "F_OFD_SETLK", 9999)
+    monkeypatch.setattr(fcntl, "F_OFD_GETLK", 9999)
+    with pytest.raises(OSError, match="Invalid argument"):
+        region.mark(1)
+    assert not region.is_marked(1)
 
 
 def test_it_is_not_looked_for_on_another_machine() -> None:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
 import gc
 import os
 import pickle
+import resource
 import signal
+import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +20,10 @@ from typing import Any
 import pytest
 
 from plait.shared import Connection, Pipe, pipes
+from plait.shared.memory import Region
 from tests.shared.test_queues import (
     WAYS,
+    Fuse,
     forked,
     interruptible,
     running,
@@ -250,6 +257,327 @@ def test_an_end_that_is_on_its_way_counts_until_its_sender_dies(quick: None) -> 
     again.close()
     with pytest.raises(EOFError):
         here.recv()
+
+
+# --- Forks that come to nothing ------------------------------------------------------------
+
+come_by_fork = Connection.come_by_fork
+
+
+def killed_before_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fork a child that is killed before it has said which ends it has, and wait for it."""
+    with monkeypatch.context() as patch:
+        patch.setattr(Connection, "come_by_fork", die)
+        pid = os.fork()
+        assert pid, "the child should have died"
+    assert wait_dead(pid) == -signal.SIGKILL
+
+
+def die(_: Connection) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def is_told_of_the_end(end: Connection) -> bool:
+    """Whether that is so soon: not to wait for ever where it is not."""
+    if not end.poll(5):
+        return False
+    with pytest.raises(EOFError):
+        end.recv()
+    return True
+
+
+def open_now() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_a_child_that_is_killed_before_it_says_what_it_has_has_nothing(
+    quick: None, monkeypatch: pytest.MonkeyPatch, no_files_left: None
+) -> None:
+    here, there = Pipe()
+    killed_before_it_says_so(monkeypatch)
+    assert not here.poll(0.1)
+    there.close()
+    assert is_told_of_the_end(here)
+    with pytest.raises(BrokenPipeError):
+        here.send(1)
+
+
+def test_that_is_seen_by_a_third_process(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, there = Pipe()
+    third = forked(expect_the_end, here)
+    killed_before_it_says_so(monkeypatch)
+    there.close()
+    assert wait_dead(third) == 0
+
+
+def expect_the_end(end: Connection) -> None:
+    assert is_told_of_the_end(end)
+
+
+def test_a_program_that_forks_for_nothing_for_long_is_told_as_well(
+    quick: None, monkeypatch: pytest.MonkeyPatch, no_files_left: None
+) -> None:
+    """Nothing piles up, in the list of who has an end or among the files."""
+    here, there = Pipe()
+    for _ in range(2 * pipes.LINES):
+        killed_before_it_says_so(monkeypatch)
+    there.close()
+    assert is_told_of_the_end(here)
+
+
+def test_a_hook_of_somebody_else_may_kill_the_child_first(run_python: Callable[..., Any]) -> None:
+    done = run_python(
+        "-c",
+        "import os, signal\n"
+        "os.register_at_fork(after_in_child=lambda: os.kill(os.getpid(), signal.SIGKILL))\n"
+        "from plait.shared import Pipe\n"
+        "left, right = Pipe()\n"
+        "os.waitpid(os.fork(), 0)\n"
+        "right.close()\n"
+        "print(left.poll(5))",
+    )
+    assert done.stdout.split() == ["True"], done.stderr
+
+
+def test_a_fork_that_fails_is_no_fork(quick: None) -> None:
+    pid = forked(fail_to_fork)
+    assert wait_dead(pid) == 0
+
+
+def fail_to_fork() -> None:
+    """Reach the limit of processes, which is none for root."""
+    if os.geteuid() == 0:
+        os.setuid(65_534)
+        ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE: /proc/self is ours again
+    resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
+    here, there = Pipe()
+    files = open_now()
+    with pytest.raises(BlockingIOError):
+        os.fork()
+    assert open_now() == files
+    there.close()
+    assert is_told_of_the_end(here)
+
+
+def test_a_child_forks_one_that_is_killed(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, there = Pipe()
+    child = forked(fork_for_nothing, there, monkeypatch)
+    there.close()
+    assert here.recv() == "done"
+    assert is_told_of_the_end(here)  # and the child lives
+    os.kill(child, signal.SIGKILL)
+    wait_dead(child)
+
+
+def fork_for_nothing(end: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    killed_before_it_says_so(monkeypatch)
+    end.send("done")
+    end.close()
+    signal.pause()
+
+
+def test_a_child_forks_another_one_and_is_killed_before_it_says_what_it_has(
+    quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = Pipe()
+    read, write = os.pipe()
+    with monkeypatch.context() as patch:
+        patch.setattr(Connection, "come_by_fork", fork_and_die)
+        if not (pid := os.fork()):
+            os.read(read, 1)
+            there.send("from the grandchild")
+            os._exit(0)
+    assert wait_dead(pid) == -signal.SIGKILL
+    there.close()
+    assert not here.poll(0.2)
+    os.write(write, b"x")
+    assert here.recv() == "from the grandchild"
+    assert is_told_of_the_end(here)
+    os.close(read)
+    os.close(write)
+
+
+def fork_and_die(_: Connection) -> None:
+    Connection.come_by_fork = come_by_fork  # type: ignore[method-assign]
+    if os.fork():
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_two_threads_fork_at_once(
+    quick: None, monkeypatch: pytest.MonkeyPatch, no_files_left: None
+) -> None:
+    """The child of the one inherits what marks that of the other, and lives on."""
+    here, there = Pipe()
+    is_expected, may_go = threading.Event(), threading.Event()
+    files = open_now()
+    expect = pipes._Fork.expect
+
+    def expect_and_wait(fork: pipes._Fork, ends: list[Connection]) -> None:
+        expect(fork, ends)
+        if threading.current_thread() is thread:
+            is_expected.set()
+            may_go.wait()
+
+    def come_or_die(end: Connection) -> None:
+        if threading.get_ident() == thread.ident:
+            die(end)
+        come_by_fork(end)
+
+    monkeypatch.setattr(pipes._Fork, "expect", expect_and_wait)
+    monkeypatch.setattr(Connection, "come_by_fork", come_or_die)
+    died: list[int] = []
+    thread = threading.Thread(target=lambda: died.append(wait_dead(os.fork())))
+    thread.start()
+    is_expected.wait()
+    lives = forked(close_both_and_pause, here, there, files)
+    assert here.recv() == "as many files are open"
+    may_go.set()
+    thread.join()
+    assert died == [-signal.SIGKILL]
+    there.close()
+    assert is_told_of_the_end(here)
+    os.kill(lives, signal.SIGKILL)
+    wait_dead(lives)
+
+
+def close_both_and_pause(here: Connection, there: Connection, files: int) -> None:
+    there.send("as many files are open" if open_now() == files else f"{open_now()}, not {files}")
+    here.close()
+    there.close()
+    signal.pause()
+
+
+def test_a_fork_of_a_signals_handler_amidst_another_ends_before_that(
+    quick: None, monkeypatch: pytest.MonkeyPatch, no_files_left: None
+) -> None:
+    here, there = Pipe()
+    expect = pipes._Fork.expect
+    inner: list[int] = []
+
+    def expect_and_fork(fork: pipes._Fork, ends: list[Connection]) -> None:
+        expect(fork, ends)
+        if not inner:
+            inner.append(0)
+            inner[0] = forked(os._exit, 0)
+
+    monkeypatch.setattr(pipes._Fork, "expect", expect_and_fork)
+    pid = os.fork()
+    if not pid:
+        time.sleep(0.2)
+        there.send("from the outer one")
+        os._exit(0)
+    assert wait_dead(inner[0]) == 0
+    there.close()
+    assert here.recv() == "from the outer one"
+    assert is_told_of_the_end(here)
+    wait_dead(pid)
+    assert not pipes._forks
+
+
+def test_who_inherits_a_mark_and_runs_no_hook_does_not_have_the_end_once_it_has_arrived(
+    quick: None, monkeypatch: pytest.MonkeyPatch, no_files_left: None
+) -> None:
+    here, there = Pipe()
+    expect = pipes._Fork.expect
+    hookless: list[int] = []
+
+    def expect_and_fork(fork: pipes._Fork, ends: list[Connection]) -> None:
+        expect(fork, ends)
+        hookless.append(ctypes.PyDLL(None).fork())  # as a library in C would
+        if not hookless[0]:
+            signal.pause()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipes._Fork, "expect", expect_and_fork)
+        pid = forked(there.send, "arrived")
+    there.close()
+    assert here.recv() == "arrived"
+    assert is_told_of_the_end(here)
+    os.kill(hookless[0], signal.SIGKILL)
+    wait_dead(hookless[0])
+    wait_dead(pid)
+
+
+@pytest.mark.parametrize("can_be_marked", [True, False])
+def test_a_child_may_be_slow_to_say_what_it_has(
+    can_be_marked: bool, quick: None, monkeypatch: pytest.MonkeyPatch, no_files_left: None
+) -> None:
+    """Its parent closes its end, and looks around: also where there were too many files."""
+    here, there = Pipe()
+    others = Pipe()
+    mark = Region.mark
+    marks: list[Any] = []
+
+    def mark_once(region: Region, *numbers: int) -> Any:
+        if marks and not can_be_marked:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        marks.append(mark(region, *numbers))
+        return marks[-1]
+
+    def come_late(end: Connection) -> None:
+        os.read(read, 1)
+        come_by_fork(end)
+
+    monkeypatch.setattr(Region, "mark", mark_once)
+    monkeypatch.setattr(Connection, "come_by_fork", come_late)
+    read, write = os.pipe()
+    pid = os.fork()
+    if not pid:
+        there.send("at last")
+        os._exit(0)
+    there.close()
+    assert not here.poll(0.2)
+    os.write(write, b"all4")
+    assert here.recv() == "at last"
+    assert others[0].closed is others[1].closed is False
+    assert is_told_of_the_end(here)
+    wait_dead(pid)
+    os.close(read)
+    os.close(write)
+    marks.clear()
+
+
+def test_a_child_may_be_killed_at_any_bytecode_of_its_arrival(
+    quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who has the end beside it is not forgotten; and when that one has ended, nobody has it."""
+    length, status = 1, -9
+    while status == -9:
+        here, there = Pipe()
+        pids = [forked(send_and_pause, there) for _ in range(2)]  # each has a line in the list
+        assert here.recv() == here.recv() == "ready"
+        os.kill(pids[0], signal.SIGKILL)  # it is this one's that the child takes
+        wait_dead(pids[0])
+        with monkeypatch.context() as patch:
+            patch.setattr(Connection, "come_by_fork", come_with_a_fuse(length))
+            if not (pid := os.fork()):
+                os._exit(0)
+        status = wait_dead(pid)
+        there.close()
+        assert not here._end_if_alone()
+        os.kill(pids[1], signal.SIGKILL)
+        wait_dead(pids[1])
+        assert here._end_if_alone()
+        length += 3
+    assert status == 0
+
+
+def send_and_pause(end: Connection) -> None:
+    end.send("ready")
+    signal.pause()
+
+
+def come_with_a_fuse(length: int) -> Callable[[Connection], None]:
+    def come(end: Connection) -> None:
+        if not sys.gettrace():
+            sys._getframe().f_trace_opcodes = True
+            sys.settrace(Fuse(length))
+        come_by_fork(end)
+
+    return come
+
+
+# --- What an end is ----------------------------------------------------------------------------
 
 
 def test_an_end_is_the_same_object_when_it_comes_back() -> None:

@@ -15,6 +15,8 @@ import ctypes
 import mmap
 import os
 import stat
+import struct
+import sys
 import threading
 from contextlib import suppress
 from functools import lru_cache
@@ -24,11 +26,15 @@ from weakref import WeakValueDictionary
 from plait.errors import SharedDataGone
 from plait.shared import libc
 
-__all__ = ["HEAD_BYTES", "Place", "Region", "boot_id", "regions_of"]
+if sys.platform == "linux":
+    import fcntl
+
+__all__ = ["HEAD_BYTES", "Mark", "Place", "Region", "boot_id", "regions_of"]
 
 MAGIC = b"plait01\n"
 ID_BYTES = 16
 LINK = "/memfd:plait-"
+FLOCK = struct.Struct("hhqqi")  # as fcntl(2) has it, where plait.shared works
 HEAD_BYTES = 64
 """A region begins with what it is: magic, identity; the rest is zero."""
 
@@ -126,6 +132,17 @@ class Region:
         if self.nbytes < nbytes:
             self._map()  # the old mapping lasts as long as views of it do
 
+    def mark(self, *numbers: int) -> Mark:
+        """Say that what has these numbers is so, until the mark is closed. Raises OSError."""
+        fd = os.open(f"/proc/self/fd/{self._fd}", os.O_RDONLY | os.O_CLOEXEC)
+        return Mark(fd, numbers)
+
+    def is_marked(self, number: int) -> bool:
+        """Whether any process has a mark of this number."""
+        with suppress(OSError):  # a system on which none can be made
+            return _lock_byte(self._fd, fcntl.F_OFD_GETLK, fcntl.F_WRLCK, number) != fcntl.F_UNLCK
+        return False
+
     def keep_mapped(self) -> None:
         """Have it stay where it is until this process ends, whatever becomes of this object."""
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.memory))
@@ -133,6 +150,56 @@ class Region:
     def __del__(self) -> None:
         with suppress(OSError):
             os.close(self._fd)
+
+
+class Mark:
+    """A file that is open in this process, and in all that were forked since: see Region.mark.
+
+    It is a lock on bytes, of the kind that belongs to the open file (F_OFD_SETLK in fcntl(2)) and
+    not to a process: the kernel takes it away when the last who has that file open closes it, ends,
+    or becomes another program. Nobody else needs to notice, or to be alive.
+    """
+
+    _fd = -1
+
+    def __init__(self, fd: int, numbers: tuple[int, ...]) -> None:
+        self._file = os.fstat(fd)
+        self._numbers = numbers
+        self._fd = fd
+        for number in numbers:
+            _lock_byte(fd, fcntl.F_OFD_SETLK, fcntl.F_RDLCK, number)
+
+    def take_off(self) -> None:
+        """Have it say nothing any more, whoever has it still open."""
+        for number in self._numbers:
+            _lock_byte(self._fd, fcntl.F_OFD_SETLK, fcntl.F_UNLCK, number)
+
+    def close(self) -> None:
+        """Close it in this process."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def close_inherited(self) -> None:
+        """Close it where that may have been done already, and its number be something else's.
+
+        So it is in a child, if a thread was about to close it when another one forked.
+        """
+        with suppress(OSError):
+            if os.path.samestat(os.fstat(self._fd), self._file):
+                os.close(self._fd)
+        self._fd = -1
+
+    def __del__(self) -> None:
+        if self._fd >= 0:  # Ctrl-C came before it was kept, or closed
+            self.close_inherited()
+
+
+def _lock_byte(fd: int, command: int, kind: int, number: int) -> int:
+    """Change a lock, or ask for what is in its way; return of which kind that is."""
+    flock = FLOCK.pack(kind, os.SEEK_SET, number, 1, 0)
+    found: int = FLOCK.unpack(fcntl.fcntl(fd, command, flock))[0]
+    return found
 
 
 _lock = threading.RLock()  # guards what is known; a collection may come while it is held

@@ -5,8 +5,11 @@ message or none. A pipe of the kernel's would be torn by it: what does not fit i
 written piece by piece. Besides, there is a list of who has which end: when nobody has it any more,
 because it was closed or because they have ended, the other end is told.
 
-An end that is on its way (pickled, not yet arrived) counts as one that its sender has. So does one
-that goes to a child by ``fork``, until the child has said that it has it.
+An end that is on its way (pickled, not yet arrived) counts as one that its sender has. One that
+goes to a child by ``fork`` is not counted: the child may be killed before it runs any of our code,
+or ``fork`` may fail, and nobody would take that back. It is marked (memory.py) by a file that the
+child inherits and closes when it has said that it has the end; if it is killed before, the kernel
+closes it.
 """
 
 from __future__ import annotations
@@ -15,13 +18,14 @@ import atexit
 import os
 import pickle
 import queue
+from threading import get_ident
 from time import monotonic
 from types import TracebackType
 from typing import Any, Self
 from weakref import WeakSet
 
 from plait.shared.cells import known
-from plait.shared.memory import HEAD_BYTES, Region
+from plait.shared.memory import HEAD_BYTES, Mark, Region
 from plait.shared.queue_core import LOOK_S, ShutDown
 from plait.shared.queues import Queue
 from plait.shared.sections import is_running, me
@@ -60,7 +64,7 @@ class Holders:
                 break
         if free < 0:
             raise RuntimeError(f"more than {LINES} processes have one pipe")
-        words[free] = 0
+        # It stays that of the dead meanwhile: behind a line of nobody's, nobody looks.
         words[free + 1 : free + LINE_WORDS] = memoryview(bytes(8 * (LINE_WORDS - 1))).cast("q")
         words[free] = me()
         return free
@@ -75,7 +79,10 @@ class Holders:
             self._words[line + word] = max(0, self._words[line + word] + count)
 
     def has_any(self, side: int) -> bool:
-        """Whether a living process has that end, or is sending it."""
+        """Whether a living process has that end, is sending it, or will have it by a fork."""
+        return self._is_in_a_line(side) or self.region.is_marked(side)
+
+    def _is_in_a_line(self, side: int) -> bool:
         words = self._words
         for line in range(0, len(words), LINE_WORDS):
             who = words[line]
@@ -231,15 +238,13 @@ class Connection:
     def __reduce__(self) -> tuple[Any, ...]:
         if self._is_closed:
             raise pickle.PicklingError("an end of a pipe that is closed cannot be sent")
-        line = self._do(self._holders.line)
-        self._do(self._holders.add, SENT, self._side, 1)
-        sender = (line, me())
+        _, *sender = self.count()
         return _arrive, (
             self._holders.region.place,
             self._side,
             self._incoming,
             self._outgoing,
-            sender,
+            tuple(sender),
         )
 
     # --- Inside ------------------------------------------------------------------------------
@@ -298,16 +303,22 @@ class Connection:
 
     # --- Around a fork -------------------------------------------------------------------------
 
-    def expect_fork(self) -> None:
-        """Say that this end is on its way to a child."""
+    def add_to(self, sides: dict[Region, list[int]]) -> None:
+        """Note it in a list of ends of each pipe."""
+        sides.setdefault(self._holders.region, []).append(self._side)
+
+    def count(self) -> tuple[Connection, int, int]:
+        """Say that it is on its way, until somebody takes that back; return what for that."""
         self._do(self._holders.add, SENT, self._side, 1)
-        self._forked_from = self._do(self._holders.line), me()
+        return self, self._do(self._holders.line), me()
+
+    def take_back(self, line: int, who: int) -> None:
+        """Say that it is not on its way any more."""
+        self._do(self._holders.add_at, line, who, SENT + self._side, -1)
 
     def come_by_fork(self) -> None:
-        """Say that this end has arrived in this process, which is that child."""
-        line, parent = self._forked_from
+        """Say that this end has arrived in this process, which is a child."""
         self._do(self._holders.add, HELD, self._side, 1)
-        self._do(self._holders.add_at, line, parent, SENT + self._side, -1)
         self._holders.inherited.add(self._side)
 
 
@@ -315,8 +326,8 @@ def Pipe(duplex: bool = True) -> tuple[Connection, Connection]:  # noqa: FBT001,
     """Return the two ends of a pipe, as ``multiprocessing.Pipe``, for threads and processes.
 
     Each can be sent to any process at any time. A message is whole, or it was not sent: also where
-    its sender is killed. An end that never arrives, as its receiver was killed before, counts as
-    open until its sender ends.
+    its sender is killed. An end that was pickled and is never loaded, as its receiver was killed
+    before, counts as open until its sender ends.
 
     Args:
         duplex: whether both ends can send. If not, the first one receives, the second one sends.
@@ -342,7 +353,7 @@ def _arrive(
         found = Connection(holders, side, incoming, outgoing)
     assert isinstance(found, Connection)
     found._holders.inherited.discard(side)  # noqa: SLF001
-    found._do(found._holders.add_at, *sender, SENT + side, -1)  # noqa: SLF001
+    found.take_back(*sender)
     return found
 
 
@@ -356,15 +367,96 @@ def _close_all() -> None:
         connection.close()
 
 
+class _Fork:
+    """All ends on their way to a child, by a fork that this thread is about to do."""
+
+    def __init__(self) -> None:
+        self.thread = get_ident()
+        self._marks: list[Mark] = []
+        self._counted: list[tuple[Connection, int, int]] = []
+
+    def expect(self, connections: list[Connection]) -> None:
+        """Mark them, those of one pipe together.
+
+        Where too many files are open, count them as sent: better an end that stays open, if the
+        child is killed early, than one that is taken for closed while the child comes up.
+        """
+        sides: dict[Region, list[int]] = {}
+        for connection in connections:
+            connection.add_to(sides)
+        try:
+            for region, numbers in sides.items():
+                self._marks.append(region.mark(*numbers))
+        except OSError:
+            self.close()
+            self._marks = []
+            self._counted = [connection.count() for connection in connections]
+
+    def arrive(self) -> None:
+        """Say that they have arrived: also if others have inherited the marks, who should not."""
+        for mark in self._marks:
+            mark.take_off()
+        for connection, line, who in self._counted:
+            connection.take_back(line, who)
+
+    def close(self) -> None:
+        """Close the marks in this process, which has made them."""
+        for mark in self._marks:
+            mark.close()
+
+    def close_inherited(self) -> None:
+        """Close them in a child, which may be that of another fork."""
+        for mark in self._marks:
+            mark.close_inherited()
+
+
+_forks: list[_Fork] = []
+"""Those under way: of several threads, or of a signal's handler that forks amidst another fork.
+
+A child inherits the marks of all of them.
+"""
+
+
+def _latest_fork() -> _Fork | None:
+    """Return that of this thread: if they are nested, the inner one ends first.
+
+    None: there was no open end, or a program in C has told the child's Python alone.
+    """
+    for fork in reversed(_forks):
+        if fork.thread == get_ident():
+            return fork
+    return None
+
+
 def _before_fork() -> None:
-    for connection in list(_open):
-        connection.expect_fork()
+    if connections := list(_open):
+        _forks.append(fork := _Fork())
+        fork.expect(connections)
 
 
 def _after_fork() -> None:
-    for connection in list(_open):
-        connection.come_by_fork()
+    """In the parent, also if there is no child."""
+    # Little is done here: after a fork, each page of memory that is written to has to be copied.
+    if _forks and (fork := _latest_fork()):
+        try:
+            fork.close()
+        finally:
+            _forks.remove(fork)
+
+
+def _after_fork_in_child() -> None:
+    try:
+        for connection in list(_open):
+            connection.come_by_fork()
+        if fork := _latest_fork():
+            fork.arrive()
+    finally:
+        for fork in _forks:
+            fork.close_inherited()
+        _forks.clear()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_child=_after_fork)
+    os.register_at_fork(
+        before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child
+    )
