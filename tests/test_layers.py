@@ -67,6 +67,7 @@ LAYERS = (
     "shared.bells",
     "shared.queue_core",
     "shared.queues",
+    "shared.holders",
     "shared.pipes",
     "shared.log",
     "shared.data_lock",

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from plait.shared import Connection, Pipe, pipes
+from plait.shared import Connection, Pipe, holders, pipes
 from plait.shared.memory import Region
 from tests.shared.test_queues import (
     WAYS,
@@ -319,7 +319,7 @@ def test_a_program_that_forks_for_nothing_for_long_is_told_as_well(
 ) -> None:
     """Nothing piles up, in the list of who has an end or among the files."""
     here, there = Pipe()
-    for _ in range(2 * pipes.LINES):
+    for _ in range(2 * holders.LINES):
         killed_before_it_says_so(monkeypatch)
     there.close()
     assert is_told_of_the_end(here)
