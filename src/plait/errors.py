@@ -84,10 +84,11 @@ class NotPicklable(PlaitError):
     def on_arrival(cls, what: str, error: Exception) -> NotPicklable:
         """Tell of an object that was pickled on one side and could not be read on the other."""
         broken = cls.__new__(cls)
-        text = (
-            f"The {what} was pickled, but cannot be unpickled: {type(error).__name__}: {error}. "
-            "Give its class a __reduce__ or __setstate__ that works, or use backend='threads'."
-        )
+        told = f"{type(error).__name__}: {error}"
+        advice = "Give its class a __reduce__ or __setstate__ that works, or use backend='threads'."
+        if isinstance(error, SharedDataGone):  # then its class is not to blame
+            advice = "It was lost with its worker, or what is inside of it was not kept elsewhere."
+        text = f"The {what} was pickled, but cannot be unpickled: {told.rstrip('.')}. {advice}"
         broken.args = (text,)
         broken.path, broken.kind = what, type(error).__name__
         broken.__cause__ = error

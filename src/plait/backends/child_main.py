@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 import pickle
 import sys
+from collections import deque
 from contextlib import closing, suppress
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from plait import blas, wire
+from plait import blas, enclosed, wire
 from plait.backends.child_voice import (
     Voice,
     are_streams_well,
@@ -29,6 +30,7 @@ from plait.backends.messages import (
     NUMBERS,
     RUNNING,
     STARTED,
+    TAKEN,
     TOGETHER,
     Forget,
     Learn,
@@ -56,6 +58,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from plait.segments import Segment
+    from plait.wire_errors import PackedError
 
 WORK, RESULTS = NUMBERS[Work], NUMBERS[Results]
 ALONE = wire.PLAIN - wire.SIZED
@@ -143,6 +146,9 @@ class _Worker:
         self._variables: dict[int, list[Any]] = {}  # by key: pairs of a variable and its value
         self._queue_clock = QueueClock()
         self._unsent: list[Results] = []
+        self._enclosed: set[Any] = set()  # shared memory in what was sealed and is not sent yet
+        self._sent: deque[set[Any]] = deque()  # the same, sent, but the parent may not have it yet
+        self._sent_ever = 0
         self._sent_at = 0.0
         self._first = 0  # the index of the first task of the chunk that runs
         enter_worker()
@@ -155,8 +161,17 @@ class _Worker:
     def serve(self) -> None:
         if not self._set_up(decode(self._receiver.wait())):
             return
+        try:
+            self._work_on()
+        except _Condemned:
+            self._stay_until_taken()
+            raise
+
+    def _work_on(self) -> NoReturn:
         while True:
             fields = self._receiver.wait()
+            if self._sent:
+                self._let_go_of_taken()
             if fields[0] == WORK and self._work_alone(fields):
                 del fields
                 continue
@@ -256,7 +271,41 @@ class _Worker:
         return self._store.place(raw) if raw.nbytes >= SEGMENT_BYTES else None
 
     def _seal(self, value: Any) -> Any:
-        return wire.seal(value, "result", self._place)
+        if type(value) in ALONE:
+            return value
+        enclosed.noted = self._enclosed
+        try:
+            return wire.seal(value, "result", self._place)
+        finally:
+            enclosed.noted = None
+
+    def _pack_errors(self, errors: dict[int, BaseException]) -> dict[int, PackedError]:
+        enclosed.noted = self._enclosed
+        try:
+            return {offset: pack_error(error) for offset, error in errors.items()}
+        finally:
+            enclosed.noted = None
+
+    def _with_places(self, results: Results) -> Results:
+        """Add where what is shared in results is, and keep that until the parent has it, too."""
+        self._let_go_of_taken()
+        regions, self._enclosed = self._enclosed, set()
+        self._sent.append(regions)
+        self._sent_ever += 1
+        return results._replace(places=tuple(tuple(region.place) for region in regions))
+
+    def _let_go_of_taken(self) -> None:
+        """Let go of what was shared in those results of which the parent has taken it over."""
+        while len(self._sent) > self._sent_ever - self._page.words[TAKEN]:
+            self._sent.popleft()
+
+    def _stay_until_taken(self) -> None:
+        """Stay until the parent has what it was sent; who condemned us kills us if that lasts."""
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        self._let_go_of_taken()
+        while self._sent:
+            self._receiver.wait()
+            self._let_go_of_taken()
 
     def _unseal(self, sealed: Any) -> Any:
         return wire.unseal(sealed, self._view)
@@ -301,7 +350,7 @@ class _Worker:
             self._leave_if_not_wanted()
         queued_s = self._queue_clock.read_since_last()
         results: tuple[Any, ...]
-        results = (RESULTS, seq, 0, [value], True, {}, times, True, queued_s, False, (), ())
+        results = (RESULTS, seq, 0, [value], True, {}, times, True, queued_s, False, (), (), ())
         self._sender.send_small(results)
         if not are_streams_well():
             mend_streams()
@@ -446,11 +495,14 @@ class _Worker:
         """
         self._leave_if_copy()
         values, errors, times, is_last, _ = stretch
-        packed = {offset: pack_error(error) for offset, error in errors.items()} if errors else {}
+        packed = self._pack_errors(errors) if errors else {}
         errors.clear()  # an error refers to the items of its task
         queued_s = self._queue_clock.read_since_last()
         results = Results(seq, place, values, is_plain, packed, times, is_last, queued_s, unread)
-        is_due = is_last or monotonic() - self._sent_at >= SEND_S
+        if self._enclosed:
+            results = self._with_places(results)
+        # What is shared would go with us; what is in the box stays.
+        is_due = is_last or bool(results.places) or monotonic() - self._sent_at >= SEND_S
         if not is_due and self._keep(results):
             self._unsent.append(results)
             return

@@ -1,6 +1,6 @@
 """What parent and worker processes say to each other, and the page that they share.
 
-To a worker: Setup once, then Learn, Work and Forget. From it: Ready or StartFailed once,
+To a worker: Setup once, then Learn, Work, Forget and Taken. From it: Ready or StartFailed once,
 then Results, and what it Said. All but the objects of the user, which stay Packed until
 somebody wants them, is plain data, so that reading a message never runs foreign code.
 """
@@ -38,6 +38,7 @@ __all__ = [
     "Setup",
     "StartFailed",
     "StatusPage",
+    "Taken",
     "Work",
     "decode",
     "encode",
@@ -162,6 +163,13 @@ class Work(NamedTuple):
     released: list[int]  # segments of the worker's that are not needed any more
 
 
+class Taken(NamedTuple):
+    """What is shared in its results has arrived, says the status page: it may let go of it.
+
+    It looks there with each message; this one is for a worker that gets no other.
+    """
+
+
 class Released(NamedTuple):
     """Segments of the parent's that a worker does not need any more."""
 
@@ -194,7 +202,8 @@ class Results(NamedTuple):
     ``values`` are a list of each one sealed, or, if all of them are plain, just a list;
     None stands in the place of an error. For ``queued_s`` seconds the worker had no CPU,
     because the machine was busy. ``unread`` says that a chunk sent together could
-    not be unpickled: none of it has run.
+    not be unpickled: none of it has run. ``places`` are those of shared memory to which values
+    and errors refer: the worker keeps it until the status page counts them as taken.
     """
 
     seq: int
@@ -208,9 +217,10 @@ class Results(NamedTuple):
     unread: bool = False
     held: tuple[int, ...] = ()  # at the end: segments that came with the chunk and are still in use
     released: tuple[int, ...] = ()  # other segments, which are not any more
+    places: tuple[tuple[Any, ...], ...] = ()  # see shared/memory.py
 
 
-KINDS = (Setup, Learn, Forget, Work, Ready, StartFailed, Said, Results, Released)
+KINDS = (Setup, Learn, Forget, Work, Ready, StartFailed, Said, Results, Released, Taken)
 NUMBERS = {kind: number for number, kind in enumerate(KINDS)}
 
 
@@ -232,7 +242,8 @@ STARTED = 2  # the word in which it notes when that began, as a float
 CONDEMNED = 3  # the word in which the parent says after which task the worker is to end
 CANCELLED = 4  # the first of the words in which the parent notes what it no longer wants
 CANCEL_WORDS = 4
-WORDS = CANCELLED + CANCEL_WORDS  # of 8 bytes
+TAKEN = CANCELLED + CANCEL_WORDS  # the word in which the parent counts Results with places
+WORDS = TAKEN + 1  # of 8 bytes
 BOX_BYTES = 64 * 1024
 LAST_WORDS_BYTES = 16 * 1024
 LAST_WORDS_AT = WORDS * 8 + BOX_BYTES
@@ -248,8 +259,9 @@ class StatusPage:
     The worker notes which task it is about to run, and when, so that the parent knows whom
     to blame for its death, and how long a task has been going on. It keeps in the box what
     it has not sent: results of tasks that must not run again. The parent notes which chunks
-    it no longer wants. Each word has one writer, and is written in one piece. At the end of
-    the page is room for what the interpreter says as it crashes.
+    it no longer wants, and of how many results it has taken over what is shared. Each word has
+    one writer, and is written in one piece. At the end of the page is room for what the
+    interpreter says as it crashes.
 
     Without a page (no file descriptors can be handed over on Windows) a worker sends the
     result of each task at once instead, and what it was told to run it runs.

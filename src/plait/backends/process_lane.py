@@ -74,6 +74,7 @@ class Report(NamedTuple):
     worker: str
     pid: int
     view: SegmentView
+    regions: Sequence[object] = ()  # what is shared in them; here until they are unpacked
 
     @property
     def segments(self) -> list[Segment]:
@@ -360,7 +361,7 @@ class ProcessLane:
         return ()
 
     def _unpack_report(self, report: Report) -> Iterable[Finished]:
-        job, done, results, worker, pid, view = report
+        job, done, results, worker, pid, view, _ = report
         if results.is_last:
             self.count(-1)
         if results.unread and not self.is_closed:

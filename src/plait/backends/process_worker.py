@@ -66,6 +66,7 @@ class Worker:
         self.is_leaving = False
         self.has_ended = False
         self.is_cut_off = False  # its channel is closed
+        self.is_untold = False  # that what was shared in its results has arrived
         self.is_stale = False  # leaving, as the user's code has changed
         self.stopped: tuple[float, int] | None = None  # since when, and by which signal
         self.verdict: Verdict | None = None  # why we end it

@@ -20,7 +20,7 @@ import selectors
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,7 @@ from plait.backends.contract import Setting, Traits
 from plait.backends.dispatcher import Dispatcher
 from plait.backends.holdings import Holdings
 from plait.backends.messages import (
+    TAKEN,
     Forget,
     Ready,
     Released,
@@ -39,6 +40,7 @@ from plait.backends.messages import (
     Said,
     Setup,
     StartFailed,
+    Taken,
     decode,
     encode,
     new_file_fd,
@@ -418,6 +420,8 @@ class ProcessBackend:
     def _hear(self, worker: Worker, message: Any) -> None:
         if isinstance(message, Results):
             self._take_results(worker, message)
+            if worker.is_untold:
+                self._tell_taken(worker)
         elif isinstance(message, Said):
             self._note_said(worker, message)
         elif isinstance(message, Ready):
@@ -435,12 +439,32 @@ class ProcessBackend:
             broken.__cause__ = cause
             self._break(broken)
 
+    def _take_over(self, worker: Worker, places: tuple[tuple[Any, ...], ...]) -> Sequence[object]:
+        """Have what is shared in results here, and have the worker let go of it.
+
+        Now, and not when they are unpacked, by whoever waits for them: the worker may have ended.
+        """
+        from plait.backends.arrivals import take_over
+
+        regions = take_over(places)
+        worker.page.words[TAKEN] += 1
+        worker.is_untold = True
+        return regions
+
+    def _tell_taken(self, worker: Worker) -> None:
+        """Have a worker look at what it can let go of, unless it will hear of its next chunk."""
+        if (worker.is_leaving or not worker.jobs) and not worker.has_ended:
+            worker.is_untold = False
+            self.send(worker, Taken())
+
     def _take_results(self, worker: Worker, results: Results) -> None:
+        regions = self._take_over(worker, results.places) if results.places else ()
         job = worker.jobs[0] if worker.jobs else None
         if job is None or (results.seq, results.place) != (job.seq, job.done):
             return  # it was sent, and then found in the box as well: the worker died in between
         self._deliver(
-            job, Report(job, job.done, results, worker.name, self.pid_of(worker), worker.view)
+            job,
+            Report(job, job.done, results, worker.name, self.pid_of(worker), worker.view, regions),
         )
         job.done += len(results.values)
         worker.heard_at = monotonic()

@@ -4,7 +4,7 @@ A region is a memfd: it lies in no folder, and the kernel frees it when the last
 it has let go of it or has ended, by whatever signal. Another process finds it through one that has
 it, at /proc/<pid>/fd/<fd>, which the kernel opens for the same user only. So an object can be
 pickled to any process of this user and machine, worker or not, as long as its maker, or who
-pickled it, still lives.
+pickled it, still has it. For results of tasks, workers see to that (see ``enclosed``).
 
 Who frees it: nobody has to. Each process unmaps it when nothing there refers to it any more.
 """
@@ -12,6 +12,7 @@ Who frees it: nobody has to. Each process unmaps it when nothing there refers to
 from __future__ import annotations
 
 import ctypes
+import errno
 import mmap
 import os
 import stat
@@ -23,6 +24,7 @@ from functools import lru_cache
 from typing import Literal, NamedTuple
 from weakref import WeakValueDictionary
 
+from plait import enclosed
 from plait.errors import SharedDataGone
 from plait.shared import libc
 
@@ -101,7 +103,9 @@ class Region:
 
     @property
     def place(self) -> Place:
-        """Where others find it: at its maker, and here."""
+        """Where others find it: at its maker, and here. Who asks is about to pickle it."""
+        if enclosed.noted is not None:
+            enclosed.noted.add(self)
         here = (os.getpid(), self._fd)
         holders = (*(one for one in self._place.holders[:1] if one != here), here)
         return self._place._replace(holders=holders)
@@ -210,17 +214,22 @@ def _open(place: Place, what: str) -> int:
     if place.boot != boot_id():
         raise SharedDataGone(what, "it was made on another machine, or before this one was started")
     for pid, fd in place.holders:
-        with suppress(OSError):
-            path = f"/proc/{pid}/fd/{fd}"
+        path = f"/proc/{pid}/fd/{fd}"
+        try:
             if not os.readlink(path).startswith(LINK):  # noqa: PTH115  to open it may do anything
                 continue
             found = os.open(path, os.O_RDWR | os.O_CLOEXEC)
             if _is_it(found, place.ident):
                 return found
             os.close(found)
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):  # it is there, but we have too many
+                raise
     pids = " and ".join(f"{pid}" for pid, _ in place.holders)
     raise SharedDataGone(
-        what, f"none who had it, pid {pids}, has it any more: keep it there until it has arrived"
+        what,
+        f"none who had it, pid {pids}, has it any more: it has ended, or let go of it, before this "
+        "has arrived",
     )
 
 
