@@ -91,4 +91,4 @@ def test_mistakes_are_told_in_a_sentence(here: Path, arguments: list[str], text:
 def test_help_says_what_is_run(here: Path) -> None:
     done = plait_plan(here, "--help")
     assert done.returncode == 0
-    assert "20 to 80 ms" in done.stdout
+    assert "10 to 80 ms" in done.stdout

@@ -125,7 +125,7 @@ def plan(
 ) -> Plan:
     """Measure the first tasks and return the Plan for the rest; ``print`` shows why.
 
-    The first items are run, for 20 to 80 ms or until one has been, and what they return is
+    The first items are run, for 10 to 80 ms or until one has been, and what they return is
     dropped; nothing else is run and no worker is started. The Plan is that which ``map`` would
     follow now, with all that is known: a table of what each way is predicted to take, the reason
     for the choice, and what would change it. With ``backend=`` given there is nothing to choose,

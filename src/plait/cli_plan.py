@@ -35,7 +35,7 @@ __all__ = ["add_to"]
 HELP = """\
 Measure the first tasks, and say which backend plait map would choose for the rest, and why.
 
-The first items are run, for 20 to 80 ms or until one has been; their results are dropped. The \
+The first items are run, for 10 to 80 ms or until one has been; their results are dropped. The \
 table has a row for each way, with the seconds that it is predicted to take.
 
 FUNCTION and items are as for plait map.

@@ -106,8 +106,13 @@ class Heartbeat:
         """The share of the tasks' computing in which the GIL was held; None: not known yet."""
         if not has_gil():
             return 0.0
-        known_s = self._free_s + self._held_s
+        known_s = self.known_s
         return self._held_s / known_s if known_s >= BEATS_S[0] else None
+
+    @property
+    def known_s(self) -> float:
+        """How much computing there was in the beats that were counted, in seconds."""
+        return self._free_s + self._held_s
 
     def _serve(self) -> None:
         self.native_id = get_native_id()

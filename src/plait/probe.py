@@ -1,9 +1,9 @@
 """Measure the first tasks: run them here, where they are, and look at the clocks.
 
-Their results count, nothing is run twice. It stops after BUDGET_S, so that a short run
-is over before anything is chosen and a long one loses next to nothing; a long one whose first
-tasks leave doubt is measured a little longer. Where there is enough to do to make a difference,
-a heartbeat (heartbeat.py) tells for how much of what they compute they hold the GIL.
+Their results count, nothing is run twice. It stops after BUDGET_S, or earlier where all is clear,
+so that a short run is over before anything is chosen and a long one loses next to nothing; a long
+one whose first tasks leave doubt is measured a little longer. Where there is enough to do to make a
+difference, a heartbeat (heartbeat.py) tells for how much of their computing they hold the GIL.
 """
 
 from __future__ import annotations
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 __all__ = ["Probe"]
 
 BUDGET_S = 0.02
+CLEAR_S = 0.01
+"""It is over so soon if there is no question left."""
+CLEAR, CLEAR_TASKS, ALIKE = (0.05, 0.95), 4, 0.3
 MOST_S = 0.08
 """A sample that leaves doubt may take so long, if that is next to nothing of what remains."""
 HOPELESS_S = 0.000_000_15
@@ -186,7 +189,7 @@ class Probe:
         if self._mean_s is not None and self._mean_s < HOPELESS_S and self.spent_s > LEAST_S:
             return True
         if self.spent_s < BUDGET_S:
-            return False
+            return self.spent_s >= CLEAR_S and self._is_clear()
         left_s = self._left_s()
         return self.spent_s >= min(MOST_S, SHARE * left_s) or not self._is_doubtful()
 
@@ -194,6 +197,18 @@ class Probe:
         """Return the seconds of work that are left; for an unknown number of tasks, many."""
         remaining = self._remaining()
         return math.inf if remaining is None else remaining * (self._mean_s or 0.0)
+
+    def _is_clear(self) -> bool:
+        """Whether tasks that are all alike hold the GIL all the time, or never.
+
+        Several of them, so that no phase of a task can pass for all of it.
+        """
+        heart, (low, high) = self._heart, CLEAR
+        if self.tasks - self._aside_tasks < CLEAR_TASKS or self._spread > ALIKE:
+            return False
+        if heart is None or heart.held_share is None or heart.known_s < CLEAR_S / 2:
+            return False
+        return not low < heart.held_share < high
 
     def _is_doubtful(self) -> bool:
         if self.tasks == self._aside_tasks:

@@ -34,7 +34,7 @@ CATCH_ALL: tuple[type[BaseException], ...] = (BaseException,)
 FLUSH_S = 0.001
 
 # So many tiny tasks are run without a look at the clock, where it is looked at all.
-FIRST_PART, MOST_PART = 16, 1024
+FIRST_PART, MOST_PART = 16, 2048
 PART_S = 0.002
 
 
