@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+# Its lock is taken before a fork, and let go of in the child by a hook that is to come before
+# plait's: tests fork within those.
+import concurrent.futures.thread  # noqa: F401
 import os
 import signal
 import subprocess

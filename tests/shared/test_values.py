@@ -20,7 +20,9 @@ import pytest
 
 import plait
 from plait import OwnerDied
-from plait.shared import Array, Counter, RLock, Value, libc, who_holds
+from plait.shared import Array, Counter, RLock, Value, libc, locks, who_holds
+from plait.shared.cells import WHO
+from tests.shared.puppet import is_waited_for, until
 
 MB = 1024 * 1024
 
@@ -707,3 +709,20 @@ def test_nothing_is_in_dev_shm() -> None:
     others = ("sem.", "joblib_")  # of other programs, which may run at the same time
     assert not {name for name in new if not name.startswith(others)}
     assert held
+
+
+def test_who_waited_for_its_stroke_is_not_noted_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or it would be named if the next owner dies before that is noted."""
+    monkeypatch.setattr(locks, "LOOK_S", 0.05)
+    value = Value(int)
+    with value:
+        thread = threading.Thread(target=value.add)
+        thread.start()
+        until(lambda: is_waited_for(value))
+    thread.join()
+    assert value.value == 1
+    assert value._words[WHO] == 0
+    with value:
+        value.add()
+        assert value._words[WHO] >> 32 == os.getpid()
+    assert value._words[WHO] == 0

@@ -112,9 +112,11 @@ class _Number(SelfLocked, Generic[T]):
         for signals, and Ctrl-C cannot leave it locked.
         """
         try:
+            holder = 0
             if code := libc.try_lock(self._mutex):
-                self._acquire_slowly(code, caller(2), FOREVER)
-            holder = self._words[WHO]
+                self._acquire_slowly(code, caller(2), FOREVER)  # which notes us
+            else:
+                holder = self._words[WHO]
             self._words[WHO] = 0
             return holder
         except BaseException as error:  # Ctrl-C, before our caller can know that it has it
