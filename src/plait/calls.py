@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from plait.beside import LongTask
 from plait.choice import is_coroutine
 from plait.errors import OptionError
-from plait.inputs import Span, can_slice
+from plait.inputs import can_slice, rest_of
 from plait.options import Options
 from plait.outcome import Call
 from plait.preload import check_preload
@@ -62,9 +62,7 @@ def go_on(start: Start, options: Options) -> Run:
     """Make a Run of what a quick start has left; the task in which it may be counts as done."""
     items: Any = start.raising_rest()
     if start.fatal is None and len(start.iterables) == 1 and can_slice(start.iterables[0]):
-        given: Any = start.iterables[0]
-        done = len(start.items)
-        items = Span(given, done) if type(given) in (list, tuple) else given[done:]
+        items = rest_of(start.iterables[0], len(start.items))
     return Run(
         Call(start.fn, start.style),
         items,

@@ -18,7 +18,7 @@ from typing import Any, Protocol, cast
 
 from plait.host import monotonic
 
-__all__ = ["DirectInput", "Input", "SlicedInput", "Span", "ThreadedInput", "can_slice"]
+__all__ = ["DirectInput", "Input", "SlicedInput", "Span", "ThreadedInput", "can_slice", "rest_of"]
 
 READ_S = 0.005
 """Reading this long at a time; then it is looked whether something finished."""
@@ -170,6 +170,11 @@ class Span(Sequence[Any]):
     def part(self, start: int, stop: int) -> Span:
         """Return a part of it, without a copy."""
         return Span(self._items, self._start + start, self._start + stop)
+
+
+def rest_of(items: Any, start: int) -> Sequence[Any]:
+    """Return what can be sliced, from a place on, without a copy of its items."""
+    return Span(items, start) if type(items) in (list, tuple) else items[start:]
 
 
 class SlicedInput:

@@ -48,7 +48,7 @@ from plait.bare import Socket, signal, take_socket
 from plait.channel import Receiver, Sender
 from plait.errors import NotPicklable
 from plait.host import WORKER_MARK, QueueClock, monotonic
-from plait.running import begin_task, begin_tasks
+from plait.running import begin_task, begin_tasks, set_task
 from plait.segments import SEGMENT_BYTES, SegmentStore, SegmentView
 from plait.tasks import Call, Stretch
 from plait.wire_errors import pack_error
@@ -58,7 +58,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from plait.segments import Segment
-    from plait.wire_errors import PackedError
 
 WORK, RESULTS = NUMBERS[Work], NUMBERS[Results]
 ALONE = wire.PLAIN - wire.SIZED
@@ -273,16 +272,13 @@ class _Worker:
     def _seal(self, value: Any) -> Any:
         if type(value) in ALONE:
             return value
-        enclosed.noted = self._enclosed
-        try:
-            return wire.seal(value, "result", self._place)
-        finally:
-            enclosed.noted = None
+        return self._noting(wire.seal, value, "result", self._place)
 
-    def _pack_errors(self, errors: dict[int, BaseException]) -> dict[int, PackedError]:
+    def _noting(self, pack: Callable[..., Any], *args: Any) -> Any:
+        """Pickle something, and note what is shared in it."""
         enclosed.noted = self._enclosed
         try:
-            return {offset: pack_error(error) for offset, error in errors.items()}
+            return pack(*args)
         finally:
             enclosed.noted = None
 
@@ -330,7 +326,7 @@ class _Worker:
         self._leave_if_copy()
         self._first = first
         before = words[RUNNING]
-        begin_task(first)
+        set_task(first + 1)  # as begin_task
         self._page.clock[STARTED] = started = monotonic()
         words[RUNNING] = seq << 32
         # Both looks come after the note, as in StatusPage.begin, and for its reasons.
@@ -495,7 +491,7 @@ class _Worker:
         """
         self._leave_if_copy()
         values, errors, times, is_last, _ = stretch
-        packed = self._pack_errors(errors) if errors else {}
+        packed = {offset: self._noting(pack_error, error) for offset, error in errors.items()}
         errors.clear()  # an error refers to the items of its task
         queued_s = self._queue_clock.read_since_last()
         results = Results(seq, place, values, is_plain, packed, times, is_last, queued_s, unread)

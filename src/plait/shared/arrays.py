@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, Self
 
-from plait.shared.cells import cell_at, only_one
+from plait.shared.cells import cell_at, key_of, only_one
 from plait.shared.kinds import CODES, code_of, store_number
 from plait.shared.locks import SelfLocked
 from plait.shared.memory import HEAD_BYTES, Place, Region
@@ -217,7 +217,7 @@ def _arrive(
         array._set_up(cell, on_owner_death)  # noqa: SLF001
         return array
 
-    array = only_one(place, make)
+    array = only_one(key_of(place), make)
     assert isinstance(array, cls)
     return array
 

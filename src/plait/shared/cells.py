@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from time import monotonic_ns
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from weakref import WeakValueDictionary, finalize
 
 from plait.running import get_task, text_of_task
@@ -30,12 +30,15 @@ __all__ = [
     "arrive",
     "cell_at",
     "cells_of",
+    "key_of",
     "known",
     "label_of",
     "new_cell",
     "only_one",
     "settle",
 ]
+
+T = TypeVar("T")
 
 # The words of a cell behind its mutex: by whom it is held (the process, in the upper half, and the
 # number of a text), since when, in which task (running.py); whether the next owner is to be told
@@ -204,17 +207,27 @@ def arrive(cls: type[Any], place: tuple[Place, int], *args: Any) -> Any:
         thing._set_up(cell_at(place, cls.__name__), *args)
         return thing
 
-    thing = only_one(place, make)
+    thing = only_one(key_of(place), make)
     assert isinstance(thing, cls)
     return thing
 
 
-def only_one(place: tuple[Place, int], make: Callable[[], Any]) -> Any:
-    """Return what was made of a cell in this process, or make it now, whoever else does so."""
+def key_of(place: tuple[Place, int]) -> tuple[bytes, int]:
+    """Return by what an object is known whose cell is at this place."""
     where, offset = place
+    return where.ident, offset
+
+
+def only_one(key: tuple[bytes, int], make: Callable[[], T]) -> T:
+    """Return the one object of this process for a cell, or make it now, whoever else does so.
+
+    The key is the identity of a region, and an offset there; a replica has a region to itself.
+    """
     with home.lock:
-        found = known.get((where.ident, offset))
-        return make() if found is None else found
+        found: T | None = known.get(key)
+        if found is None:
+            found = known[key] = make()
+        return found
 
 
 def cells_of(arena: Arena) -> Iterator[Cell]:

@@ -17,8 +17,8 @@ from reprlib import recursive_repr
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from plait import wire
-from plait.shared.cells import label_of
-from plait.shared.replica import WHOLE, Change, Replica, intern
+from plait.shared.cells import label_of, only_one
+from plait.shared.replica import WHOLE, Change, Replica
 
 if TYPE_CHECKING:
     from plait.shared.data_lock import DataLock
@@ -74,7 +74,7 @@ class Dict(MutableMapping[K, V]):
         whole = _plain(items)
         _check_keys(whole)
         self._replica: Replica[dict[K, V]] = Replica.create(label, dict, _apply, whole)
-        intern(self._replica.key, lambda: self)
+        only_one(self._replica.key, lambda: self)
 
     @property
     def lock(self) -> RLock:
@@ -272,7 +272,7 @@ def _arrive(place: Place, lock: DataLock) -> Dict[Any, Any]:
         data._replica = Replica.at(place, lock, dict, _apply)  # noqa: SLF001
         return data
 
-    return intern((place.ident, 0), made)
+    return only_one((place.ident, 0), made)
 
 
 def _plain(items: Any) -> dict[Any, Any]:

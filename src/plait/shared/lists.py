@@ -7,8 +7,8 @@ from operator import index as as_int
 from reprlib import recursive_repr
 from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar, overload
 
-from plait.shared.cells import label_of
-from plait.shared.replica import WHOLE, Change, Replica, intern
+from plait.shared.cells import label_of, only_one
+from plait.shared.replica import WHOLE, Change, Replica
 
 if TYPE_CHECKING:
     from plait.shared.data_lock import DataLock
@@ -65,7 +65,7 @@ class List(MutableSequence[T]):
 
     def _set_up(self, replica: Replica[list[T]]) -> None:
         self._replica = replica
-        intern(replica.key, lambda: self)
+        only_one(replica.key, lambda: self)
 
     @property
     def lock(self) -> RLock:
@@ -281,7 +281,7 @@ def _arrive(place: Place, lock: DataLock) -> List[Any]:
         data._replica = Replica.at(place, lock, list, _apply)  # noqa: SLF001
         return data
 
-    return intern((place.ident, 0), made)
+    return only_one((place.ident, 0), made)
 
 
 def _plain(where: slice) -> slice:

@@ -62,8 +62,6 @@ class _InPython:
         if recursive:
             self._depths, self._once = cell.depth_view()
 
-    # ``acquire`` and ``__enter__`` say the same: a call more would take time.
-
     def acquire(self, blocking: bool = True, timeout: float = FOREVER) -> bool:  # noqa: FBT001, FBT002
         """Acquire the lock; False if it is not to be had (in ``timeout`` seconds).
 
@@ -73,22 +71,7 @@ class _InPython:
         """
         if timeout != FOREVER:
             check_timeout(blocking, timeout)
-        code = 0
-        try:
-            if (code := _try_lock(self._mutex)) or self._words[NEWS]:
-                return self._acquire_slowly(code, caller(1), timeout if blocking else 0.0)
-            frame = caller(1)
-            words = self._words
-            key = id(frame.f_code) + frame.f_lasti
-            who = self._site(key) or self._new_site(key, frame)
-            words[SINCE] = monotonic_ns()
-            words[TASK] = get_task()
-            words[WHO] = who
-            return True
-        except BaseException as error:  # Ctrl-C, before our caller can know that it has it
-            if code != errno.EDEADLK:
-                self._let_go(error)
-            raise
+        return self._take(caller(1), timeout if blocking else 0.0)
 
     def release(self) -> None:
         """Release it (once). Raises RuntimeError where the calling thread does not have it."""
@@ -99,22 +82,7 @@ class _InPython:
             self._refuse()
 
     def __enter__(self) -> bool:
-        code = 0
-        try:
-            if (code := _try_lock(self._mutex)) or self._words[NEWS]:
-                return self._acquire_slowly(code, caller(1), FOREVER)
-            frame = caller(1)
-            words = self._words
-            key = id(frame.f_code) + frame.f_lasti
-            who = self._site(key) or self._new_site(key, frame)
-            words[SINCE] = monotonic_ns()
-            words[TASK] = get_task()
-            words[WHO] = who
-            return True
-        except BaseException as error:  # Ctrl-C, before our caller can know that it has it
-            if code != errno.EDEADLK:
-                self._let_go(error)
-            raise
+        return self._take(caller(1), FOREVER)
 
     def __exit__(
         self,
@@ -126,6 +94,24 @@ class _InPython:
             self._words[WHO] = 0
         if _unlock(self._mutex) and error is None:  # an error that is on its way tells more
             self._refuse()
+
+    def _take(self, frame: FrameType, timeout: float) -> bool:
+        """Lock it, and note that who stands at this place did so."""
+        code = 0
+        try:
+            if (code := _try_lock(self._mutex)) or self._words[NEWS]:
+                return self._acquire_slowly(code, frame, timeout)
+            words = self._words
+            key = id(frame.f_code) + frame.f_lasti
+            who = self._site(key) or self._new_site(key, frame)
+            words[SINCE] = monotonic_ns()
+            words[TASK] = get_task()
+            words[WHO] = who
+            return True
+        except BaseException as error:  # Ctrl-C, before our caller can know that it has it
+            if code != errno.EDEADLK:
+                self._let_go(error)
+            raise
 
 
 if TYPE_CHECKING or compiled.fast is None:

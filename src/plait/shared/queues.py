@@ -15,7 +15,7 @@ from typing import Any
 
 from plait.shared import libc
 from plait.shared.bells import EVERYBODY
-from plait.shared.cells import cell_at, label_of, new_cell, only_one
+from plait.shared.cells import cell_at, key_of, label_of, new_cell, only_one
 from plait.shared.memory import HEAD_BYTES, Region
 from plait.shared.queue_core import (
     CLOSED,
@@ -373,7 +373,7 @@ def _arrive(
         found._set_up(cell, put_cell, region, redeliver=redeliver)  # noqa: SLF001
         return found
 
-    found = only_one(place, make)
+    found = only_one(key_of(place), make)
     assert isinstance(found, cls)
     return found
 

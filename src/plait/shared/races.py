@@ -21,11 +21,11 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from plait.errors import Access, RaceFound
-from plait.shared.cells import known
+from plait.shared.cells import known, only_one
 from plait.shared.dicts import Dict
 from plait.shared.lists import List
 from plait.shared.locks import Lock, RLock
-from plait.shared.replica import WHOLE, Change, Replica, intern
+from plait.shared.replica import WHOLE, Change, Replica
 from plait.shared.whereabouts import is_alive, whoami
 
 if TYPE_CHECKING:
@@ -197,7 +197,7 @@ def checked(data: Data, report: str = "raise") -> Data:
     kind = type(data).__name__
     maker = os.getpid(), threading.get_native_id()
     book = Replica.create(f"Checked {kind}", list, _apply, [Known(maker)])
-    return cast("Data", _wrapped(data, _Watch(kind, intern(book.key, lambda: book), report)))
+    return cast("Data", _wrapped(data, _Watch(kind, only_one(book.key, lambda: book), report)))
 
 
 def _wrapped(data: Any, watch: _Watch) -> _Checked:
@@ -268,7 +268,7 @@ MutableMapping.register(_CheckedDict)
 
 
 def _arrive(data: Any, place: Place, lock: DataLock, report: str) -> _Checked:
-    book = intern((place.ident, 0), lambda: Replica.at(place, lock, list, _apply))
+    book = only_one((place.ident, 0), lambda: Replica.at(place, lock, list, _apply))
     return _wrapped(data, _Watch(type(data).__name__, book, report))
 
 

@@ -27,14 +27,13 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from plait import wire
 from plait.shared import libc
-from plait.shared.cells import known
 from plait.shared.data_lock import DataLock
 from plait.shared.log import OFFSETS, SHIFT, STATE, Log, framed
 
 if TYPE_CHECKING:
     from plait.shared.memory import Place
 
-__all__ = ["WHOLE", "Change", "Replica", "intern"]
+__all__ = ["WHOLE", "Change", "Replica"]
 
 Content = TypeVar("Content", bound=Sized)
 Result = TypeVar("Result")
@@ -242,15 +241,6 @@ def _loaded(record: bytes) -> Change:
         what = wire.load(packed)
         return (kind, what) if count == 1 else (kind, *what)
     return change
-
-
-def intern(key: tuple[bytes, int], made: Callable[[], Result]) -> Result:
-    """Return the one object of this process for a replica."""
-    found: Result | None = known.get(key)
-    if found is None:
-        found = known.setdefault(key, made())
-    assert found is not None
-    return found
 
 
 if libc.is_supported:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from plait.shared.ledgers import Ledger
 from plait.shared.sections import me
-from plait.shared.stores import HEAD_WORDS, KEPT_BYTES, Area, Record, bytes_for
+from plait.shared.stores import HEAD_WORDS, Area, InArea, Record, bytes_for
 
 __all__ = ["Keeper", "Ring"]
 
@@ -35,7 +35,7 @@ class Entry(NamedTuple):
     taker: int = 0
 
 
-class Ring:
+class Ring(InArea):
     """Items in the order in which they came; what is taken is forgotten.
 
     The entries are a ring, and so are the bytes; the bytes of one item are never torn apart. One
@@ -46,23 +46,12 @@ class Ring:
     _oldest_word = NEXT
 
     def __init__(self, area: Area, ledger: Ledger) -> None:
-        self._area = area
+        super().__init__(area)
         self._ledger = ledger
-        self.layout = -1
-
-    def attach(self) -> None:
-        """See what another process has changed of the memory; make the first area."""
-        if not self._area.is_there:
-            self._fill_another([], 0)
-        self._area.attach()
-        self.see(self._area)
 
     def see(self, area: Area) -> None:
         """Look at an area that is attached."""
-        self._area = area
-        self.layout = area.layout
-        self.words, self.memory = area.words, area.memory
-        self.is_large = area.nbytes > KEPT_BYTES
+        super().see(area)
         # What was found the last time: the number of the next item, which is given if nobody else
         # has put one since; bytes that are free, from .. to; the first number without an entry.
         self._tail, self._free, self._limit, self._last = -1, 0, 0, 0

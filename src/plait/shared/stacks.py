@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any
 
-from plait.shared.stores import HEAD_WORDS, KEPT_BYTES, Area, Record, bytes_for, decode
+from plait.shared.stores import HEAD_WORDS, Area, InArea, Record, bytes_for, decode
 
 if TYPE_CHECKING:
     from plait.shared.ledgers import Ledger
@@ -21,7 +21,7 @@ PLACE_SHARE = 64
 """A list has a word for so many bytes of an area."""
 
 
-class Stack:
+class Stack(InArea):
     """Items of which the last one is taken; a new one goes to the end, or where it belongs.
 
     The order is a list of places. To put one in between, the other of two lists is written, and
@@ -34,24 +34,13 @@ class Stack:
     """
 
     def __init__(self, area: Area, ledger: Ledger, *, is_sorted: bool = False) -> None:
-        self._area = area
+        super().__init__(area)
         self._ledger = ledger
         self._is_sorted = is_sorted
-        self.layout = -1
-
-    def attach(self) -> None:
-        """See what another process has changed of the memory; make the first area."""
-        if not self._area.is_there:
-            self._fill_another([], 0)
-        self._area.attach()
-        self.see(self._area)
 
     def see(self, area: Area) -> None:
         """Look at an area that is attached."""
-        self._area = area
-        self.layout = area.layout
-        self.words, self.memory = area.words, area.memory
-        self.is_large = area.nbytes > KEPT_BYTES
+        super().see(area)
         self._most = area.nbytes // PLACE_SHARE
         self._data_at = 8 * (HEAD_WORDS + 2 * self._most)
         self._room = area.nbytes - self._data_at

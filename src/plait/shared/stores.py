@@ -28,6 +28,7 @@ __all__ = [
     "HEAD_WORDS",
     "KEPT_BYTES",
     "Area",
+    "InArea",
     "Record",
     "Store",
     "bytes_for",
@@ -135,6 +136,32 @@ class Area:
         # Who was killed on the way may have left something there.
         fresh.memory.madvise(mmap.MADV_REMOVE, at, nbytes)
         return layout, fresh
+
+
+class InArea:
+    """What stores have in common that keep their items in an area."""
+
+    def __init__(self, area: Area) -> None:
+        self._area = area
+        self.layout = -1
+
+    def attach(self) -> None:
+        """See what another process has changed of the memory; make the first area."""
+        if not self._area.is_there:
+            self._fill_another([], 0)
+        self._area.attach()
+        self.see(self._area)
+
+    def see(self, area: Area) -> None:
+        """Look at an area that is attached."""
+        self._area = area
+        self.layout = area.layout
+        self.words, self.memory = area.words, area.memory
+        self.is_large = area.nbytes > KEPT_BYTES
+
+    def _fill_another(self, kept: list[Any], nbytes: int) -> None:
+        """Move to an area with what is given, and room for so many bytes more."""
+        raise NotImplementedError
 
 
 def _packed(last: int, at: int, nbytes: int) -> int:
