@@ -34,13 +34,14 @@ class Flight:
         left: Any = (),
         *,
         is_warm: bool = True,
+        is_for_tasks: bool = True,
         **given: Any,
     ) -> None:
         self.options = Options.of(given)
         facts = Facts(cpus=2, sample=sample, remaining=remaining, is_warm=is_warm)
         self.plan = choose(self.options, facts)
         self.queued_s = self.cpu_s = 0.0
-        machine = Machine(lambda: self.queued_s, lambda: self.cpu_s)
+        machine = Machine(lambda: self.queued_s, lambda: self.cpu_s, is_for_tasks)
         self.pilot = Pilot(self.plan, self.options, 0.0, left, machine)
         self.now = self.done = 0.0
 
@@ -97,6 +98,34 @@ def test_threads_that_take_turns_are_given_up() -> None:
     assert plan.backend == "processes"
 
 
+def test_threads_of_which_one_at_a_time_has_a_cpu_are_given_up() -> None:
+    flight = Flight(FREE, 1000)
+    flight.finish(20, 0.0115, 0.02)
+    flight.cpu_s = flight.now
+    plan = flight.look()
+    assert plan is not None
+    assert plan.backend == "processes"
+
+
+@pytest.mark.parametrize("is_for_tasks", [True, False])
+def test_threads_that_are_on_all_cpus_do_not_wait_for_each_other(*, is_for_tasks: bool) -> None:
+    """Seen with large arrays, when the machine stumbled: they went to processes, for four times."""
+    flight = Flight(FREE, 1000, is_for_tasks=is_for_tasks)
+    flight.finish(20, 0.0115, 0.02)
+    flight.cpu_s = 1.9 * flight.now
+    assert flight.look() is None
+
+
+def test_what_the_machine_did_until_the_first_results_does_not_count() -> None:
+    flight = Flight(FREE, 1000)
+    flight.cpu_s = 10.0
+    flight.finish(20, 0.0115, 0.02)
+    flight.cpu_s += flight.now
+    plan = flight.look()
+    assert plan is not None
+    assert plan.backend == "processes"
+
+
 def test_threads_that_work_at_once_stay() -> None:
     flight = Flight(FREE, 1000)
     flight.finish(20, 0.0055, 0.011)
@@ -135,6 +164,13 @@ def test_processes_that_wait_for_a_cpu_between_tasks_too_stay() -> None:
     flight.finish(50, 0.015, 0.012, queued_s=0.02)
     assert flight.look() is None
     flight.finish(100, 0.015, 0.012, queued_s=0.012)
+    assert flight.look() is None
+
+
+def test_processes_do_not_wait_for_a_parent_that_is_busy_with_the_input() -> None:
+    flight = Flight(BUSY, 1000, is_for_tasks=False)
+    flight.finish(20, 0.05, 0.01)
+    flight.cpu_s = 0.9 * flight.now
     assert flight.look() is None
 
 

@@ -44,12 +44,13 @@ class Machine(NamedTuple):
     Attributes:
         queued_s: for how long all of its threads together have waited for a free CPU: what
             threads lose to other programs they do not lose to the GIL.
-        cpu_s: for how long they were on one; 0, always, if what they do is not for the workers
-            alone, as where an input is made as it is read.
+        cpu_s: for how long they were on one.
+        is_for_tasks: all that they do is; not where an input is made as it is read.
     """
 
     queued_s: Callable[[], float] = lambda: 0.0
     cpu_s: Callable[[], float] = lambda: 0.0
+    is_for_tasks: bool = True
 
 
 class Pilot:
@@ -75,8 +76,6 @@ class Pilot:
         self.workers = plan.max_workers
         self.is_leaving = False
         self._machine = machine or Machine()
-        self._queued_at = self._machine.queued_s() if self._takes_turns else 0.0
-        self._cpu_at = self._machine.cpu_s()
         self._climber: Climber | None = None
         if plan.backend in ("threads", "asyncio") and plan.max_workers > 1:
             self._climber = Climber(plan.max_workers, self.capacity)
@@ -87,6 +86,7 @@ class Pilot:
         self._tasks = 0  # that finished since
         self._busy_s = 0.0
         self._queued_s = 0.0  # of that, in processes, without a CPU
+        self._queued_at = self._cpu_at = 0.0  # what the machine told then
 
     @property
     def _climbs(self) -> bool:
@@ -134,7 +134,7 @@ class Pilot:
         untold, untold_s = progress
         tasks = untold + (0 if untold else sum(len(finished.values) for finished in batch))
         if self._since is None:
-            self._since = now  # what came now began before the clock did
+            self._watch_from(now)  # what came now began before the clock did
         else:
             self._tasks += tasks
             self._busy_s += untold_s or sum(finished.seconds for finished in batch)
@@ -163,6 +163,11 @@ class Pilot:
             return False
         return now - self._since >= self._look_s
 
+    def _watch_from(self, now: float) -> None:
+        self._since, self._tasks, self._busy_s, self._queued_s = now, 0, 0.0, 0.0
+        self._queued_at = self._machine.queued_s() if self._takes_turns else 0.0
+        self._cpu_at = self._machine.cpu_s()
+
     def look_again(self, remaining: int | None, done: int, now: float) -> Sample | None:
         """Return what is known of the tasks now, if it speaks for another backend.
 
@@ -174,9 +179,7 @@ class Pilot:
         if facts is None or sample is None or measure is None or self._since is None:
             return None
         seen = measure(self, sample, now - self._since)._replace(tasks=done)
-        self._since, self._tasks, self._busy_s, self._queued_s = now, 0, 0.0, 0.0
-        self._queued_at = self._machine.queued_s() if self._takes_turns else 0.0
-        self._cpu_at = self._machine.cpu_s()
+        self._watch_from(now)
         has_processes = self._plan.backend == "processes"
         if has_processes:
             seen = seen._replace(first_s=0.0)  # they have done that
@@ -200,12 +203,20 @@ class Pilot:
         return sample._replace(task_s=self._busy_s / self._tasks)
 
     def _see_on_threads(self, sample: Sample, elapsed_s: float) -> Sample:
-        """Infer from the throughput who holds the GIL: if they do not add up, they take turns."""
+        """Infer from the throughput who holds the GIL: if they do not add up, they take turns.
+
+        But tasks may have become slower, or the machine: as far as they used more than one CPU at
+        once, they did not hold the GIL, of which there is one.
+        """
         if not self._takes_turns:
             return sample
         awake_s = max(0.0, elapsed_s - (self._machine.queued_s() - self._queued_at) / self.workers)
         in_turn = awake_s / self._tasks / (sample.task_s * GIL_TAX)
-        return sample._replace(gil_share=max(sample.held_share, min(in_turn, sample.cpu_share)))
+        cpu_s = self._machine.cpu_s() - self._cpu_at
+        most = sample.cpu_share
+        if cpu_s > 0.0:
+            most = min(most, sample.busy_cpus * elapsed_s / cpu_s)
+        return sample._replace(gil_share=max(sample.held_share, min(in_turn, most)))
 
     def _see_on_processes(self, sample: Sample, elapsed_s: float) -> Sample:
         """Infer from idle workers and a busy parent what the journey costs."""
@@ -221,7 +232,8 @@ class Pilot:
         # At first a parent is busy with importing what it needs once.
         if elapsed_s < SURE_S or self._tasks < SURE_TASKS * workers:
             return seen
-        if self._busy_s > IDLE * workers * elapsed_s or parent_s < BUSY * elapsed_s:
+        is_busy = parent_s > BUSY * elapsed_s and self._machine.is_for_tasks
+        if self._busy_s > IDLE * workers * elapsed_s or not is_busy:
             return seen
         return seen._replace(carry_s=max(sample.carry_s, 2 * parent_s / self._tasks))
 

@@ -319,7 +319,7 @@ class Run:
         return Room(lane, self._feed.make_sizer(plan, depth), depth)
 
     def _machine(self) -> Machine:
-        return Machine(queued_s, process_time) if self._feed.is_at_hand else Machine(queued_s)
+        return Machine(queued_s, process_time, is_for_tasks=self._feed.is_at_hand)
 
     def _close_lane(self, lane: Lane) -> None:
         is_late = monotonic() >= self._deadline
