@@ -16,6 +16,7 @@ import plait
 from plait.model import Facts, Sample
 from plait.options import Options
 from plait.plans import choose
+from plait.probe import TRIED_TASKS, Probe
 
 BUSY = Sample(tasks=20, task_s=0.010, cpu_share=0.99, gil_share=1.0)
 FREE = Sample(tasks=20, task_s=0.010, cpu_share=0.99, gil_share=0.05)
@@ -107,6 +108,27 @@ def test_a_function_that_uses_all_cpus_by_itself_stays() -> None:
     chosen = plan(sample=FREE._replace(own_cpus=3.8))
     assert chosen.backend == "serial"
     assert "it uses 3.8 CPUs by itself" in chosen.reason
+
+
+def test_a_function_that_does_as_well_on_one_cpu_goes_to_workers() -> None:
+    """The threads of BLAS are of little use for small matrices."""
+    sample = FREE._replace(own_cpus=3.8, one_cpu_s=1.2 * FREE.task_s)
+    chosen = plan(sample=sample)
+    assert chosen.backend == "threads"
+    assert chosen.max_workers == 4
+    assert "limited to one it takes 12 ms: 4 at once do more" in chosen.reason
+
+
+def test_a_function_that_needs_its_cpus_keeps_them() -> None:
+    chosen = plan(sample=FREE._replace(own_cpus=3.8, one_cpu_s=3.7 * FREE.task_s))
+    assert chosen.backend == "serial"
+    assert "it uses 3.8 CPUs by itself (10 ms a task), 37 ms on one" in chosen.reason
+
+
+def test_what_needs_the_gil_needs_it_for_as_long_on_one_cpu() -> None:
+    sample = BUSY._replace(gil_share=0.6, own_cpus=3.8, one_cpu_s=2 * BUSY.task_s)
+    assert sample.in_worker.held_share == pytest.approx(0.3)
+    assert FREE.in_worker is FREE
 
 
 def test_what_costs_more_to_send_than_to_do_stays() -> None:
@@ -247,6 +269,35 @@ def test_auto_stops_at_an_error_in_the_sample() -> None:
     except LookupError as error:
         assert error.plait_run.report.errors == 1  # type: ignore[attr-defined]  # noqa: PT017
     assert len(calls) < 20
+
+
+@pytest.mark.parametrize(("own_cpus", "tries"), [(1.9, True), (0.0, False)])
+def test_tasks_that_use_several_cpus_are_tried_on_one(
+    own_cpus: float, monkeypatch: pytest.MonkeyPatch, *, tries: bool
+) -> None:
+    import numpy as np
+    from threadpoolctl import threadpool_info, threadpool_limits
+
+    monkeypatch.setattr(Probe, "_own_cpus", lambda *_: own_cpus)
+    ones = np.ones((100, 100))
+
+    def threads() -> int:
+        return max(int(library["num_threads"]) for library in threadpool_info())
+
+    def task(n: int) -> tuple[float, int]:
+        values = [float((ones @ ones)[0, 0] + n) for _ in range(10)]
+        return values[0], threads()
+
+    with threadpool_limits(2):
+        with plait.run(task, range(1000), max_workers=1) as run:
+            outcomes = list(run)
+        assert threads() == 2
+    assert [outcome.value[0] for outcome in outcomes] == [100.0 + n for n in range(1000)]
+    limited = [outcome.index for outcome in outcomes if outcome.value[1] == 1]
+    assert run.plan is not None
+    assert run.plan.sample is not None
+    assert (run.plan.sample.one_cpu_s is not None) == bool(limited) == tries
+    assert limited == list(range(limited[0], limited[0] + TRIED_TASKS)) if tries else not limited
 
 
 def test_auto_runs_the_initializer_before_the_sample() -> None:

@@ -19,7 +19,13 @@ from typing import Any
 
 from plait.host import cpu_count
 
-__all__ = ["VARIABLES", "ThreadLimit", "find_libraries", "follow_environment", "with_thread_limits"]
+__all__ = [
+    "VARIABLES",
+    "find_libraries",
+    "follow_environment",
+    "thread_limit",
+    "with_thread_limits",
+]
 
 VARIABLES = (
     "OMP_NUM_THREADS",
@@ -75,7 +81,7 @@ def follow_environment() -> None:
 
 
 class ThreadLimit:
-    """The limit for this process, held while pools of threads work.
+    """The limit for this process, held while pools of threads work, or it is tried (probe.py).
 
     The libraries have one limit for the whole process. The first to come sets it, and when
     the last has gone it is as it was.
@@ -101,3 +107,6 @@ class ThreadLimit:
             if not self._holders and self._limiter is not None:
                 self._limiter.restore_original_limits()
                 self._limiter = None
+
+
+thread_limit = ThreadLimit()

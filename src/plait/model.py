@@ -94,6 +94,8 @@ class Sample(NamedTuple):
         cpu_share: of that, the share in which the thread was on a CPU.
         gil_share: the share in which it held the GIL; None: not measured.
         own_cpus: how many CPUs it used at once, with threads of its own (BLAS).
+        one_cpu_s: what a task takes where such threads are limited to one CPU, as they are in
+            workers (blas.py); None: not tried.
         spread: the standard deviation of the tasks' times, as a share of their mean.
         first_s: what the first one took longer than the others, for imports and caches.
         nbytes: of an item and its result, where they travel.
@@ -111,6 +113,17 @@ class Sample(NamedTuple):
     nbytes: float = 0.0
     carry_s: float = 0.0
     memory_bytes: float = 0.0
+    one_cpu_s: float | None = None
+
+    @property
+    def in_worker(self) -> Sample:
+        """The same tasks on one CPU each."""
+        if self.one_cpu_s is None:
+            return self
+        gil_share = self.held_share * min(1.0, self.task_s / self.one_cpu_s)
+        return self._replace(
+            task_s=self.one_cpu_s, gil_share=gil_share, own_cpus=self.cpu_share, one_cpu_s=None
+        )
 
     @property
     def held_share(self) -> float:
@@ -210,7 +223,9 @@ def predict(backend: str, facts: Facts) -> Choice:
         if backend == "serial" and facts.sample is not None:
             seconds = facts.expected * facts.sample.task_s
         return _choice(Choice(backend, workers, seconds, why_not=why_not), facts)
-    way = _threads(facts.sample, facts) if backend == "threads" else _processes(facts.sample, facts)
+    sample = facts.sample.in_worker
+    facts = facts._replace(sample=sample)
+    way = _threads(sample, facts) if backend == "threads" else _processes(sample, facts)
     most = min(_most_workers(backend, facts), max(facts.expected, 1))
     workers = min(most, _enough_workers(way, facts.cpus))
     at_work = workers

@@ -178,6 +178,8 @@ class Pilot:
         measure = MEASURES.get(self._plan.backend)
         if facts is None or sample is None or measure is None or self._since is None:
             return None
+        if self._plan.backend != "serial":
+            sample = sample.in_worker
         seen = measure(self, sample, now - self._since)._replace(tasks=done)
         self._watch_from(now)
         has_processes = self._plan.backend == "processes"

@@ -193,6 +193,11 @@ def speaks_for_processes(sample: Sample, facts: Facts) -> bool:
 def _reason(facts: Facts, chosen: Choice, choices: tuple[Choice, ...]) -> str:
     sample = facts.sample
     assert sample is not None
+    if chosen.backend != "serial" and sample.one_cpu_s is not None:
+        return (
+            f"it uses {_own_cpus(sample)}; limited to one it takes "
+            f"{duration_text(sample.one_cpu_s)}: {chosen.max_workers} at once do more."
+        )
     if chosen.backend == "threads":
         return _reason_for_threads(sample, chosen.max_workers)
     if chosen.backend == "processes":
@@ -217,7 +222,8 @@ def _reason_for_the_loop(facts: Facts, sample: Sample, choices: tuple[Choice, ..
     if facts.cpus == 1 and sample.cpu_share >= WAITS_BELOW:
         return f"{what}, and there is one CPU for it."
     if sample.own_cpus > max(1.3, 0.6 * facts.cpus):
-        return f"it uses {sample.own_cpus:.1f} CPUs by itself ({_task_text(sample)})."
+        alone = "" if sample.one_cpu_s is None else f", {duration_text(sample.one_cpu_s)} on one"
+        return f"it uses {_own_cpus(sample)}{alone}."
     if processes.why_not:
         return f"{what}, {_holds(sample)}, and processes are ruled out: {processes.why_not}"
     if processes.carry_s > sample.task_s / 4:
@@ -234,6 +240,10 @@ def _waits(sample: Sample) -> str:
 
 def _computes(sample: Sample) -> str:
     return f"it computes {sample.cpu_share:.0%} of its time ({_task_text(sample)})"
+
+
+def _own_cpus(sample: Sample) -> str:
+    return f"{sample.own_cpus:.1f} CPUs by itself ({_task_text(sample)})"
 
 
 def _holds(sample: Sample) -> str:

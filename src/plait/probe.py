@@ -17,10 +17,11 @@ from queue import Empty, SimpleQueue
 from time import process_time
 from typing import TYPE_CHECKING, Any
 
+from plait.blas import find_libraries, thread_limit
 from plait.chunks import TINY_S
 from plait.clocks import ThreadClock, monotonic, read_thread_clock
 from plait.heartbeat import Heartbeat
-from plait.host import peak_rss_bytes, rss_bytes, thread_cpu_s
+from plait.host import cpu_count, peak_rss_bytes, rss_bytes, thread_cpu_s
 from plait.imports import Imports
 from plait.limits import leave_to_itself
 from plait.model import Sample
@@ -57,6 +58,9 @@ LONGER = 1.5
 """A task that is not over is taken to take so many times as long as it has until now."""
 OWN_THREADS = 1.3
 """Tasks that use so many times more CPUs than their own thread does have further threads."""
+TRIED_TASKS = 4
+TRIED_SHARE = 0.02
+"""How they do on one CPU is tried if a task may take as long as this share of what remains."""
 
 
 class Probe:
@@ -104,6 +108,7 @@ class Probe:
         self._size = 1
         self.tasks = 0
         self._timed = self._sum_s = self._squares = 0.0  # of the tasks but the first
+        self._tried_tasks, self._tried_s = 0, 0.0  # with one CPU for each
         self._heart: Heartbeat | None = None
         self._seen_s = 0.0  # with the process's own clock
         self._process_s = 0.0
@@ -149,8 +154,7 @@ class Probe:
     def peek(self, task: LongTask, held_share: float | None) -> Sample:
         """Return what is known while a task is still running, for longer than until now."""
         before, now = task.before, task.clocks()
-        wall, cpu, queued = (end - start for end, start in zip(now, before, strict=True))
-        awake_s = max(wall - queued, cpu, 1e-9)
+        cpu, awake_s = now[1] - before[1], _on_machine(before, now)
         known = self.sample
         return Sample(
             tasks=1 if known is None else known.tasks,
@@ -163,10 +167,12 @@ class Probe:
 
     def step(self) -> Finished | None:
         """Run some more of the first tasks; None when enough is known or nothing is left."""
+        limit_s = self._limit()
         if self._is_enough():
+            if limit_s is None and self._is_worth_trying():
+                return self._try_on_one_cpu()
             self.is_over = True
             return None
-        limit_s = self._limit()
         items = self._read(self._size if limit_s is None else 1)
         if not len(items):  # of an array the truth would be another question
             return None
@@ -220,6 +226,36 @@ class Probe:
             return True
         low, high = DOUBTFUL
         return heart.beats < ENOUGH_BEATS and low < heart.held_share < high
+
+    def _is_worth_trying(self) -> bool:
+        """Whether it may be known at little cost if tasks need the CPUs that they use.
+
+        Threads inside numpy and its kind are often of little use. Then more is done by so many
+        workers that use one CPU each.
+        """
+        sample = self.sample
+        if self._tried_tasks or sample is None or sample.own_cpus <= sample.cpu_share:
+            return False
+        most_s = sample.task_s * sample.own_cpus
+        return most_s < TRIED_SHARE * self._left_s() and find_libraries() is not None
+
+    def _try_on_one_cpu(self) -> Finished | None:
+        """Run some tasks with such threads limited as they are in workers."""
+        items = self._read(TRIED_TASKS)
+        if not len(items):
+            return None
+        thread_limit.hold(cpu_count())
+        try:
+            before = read_thread_clock()
+            self.last = finished = self._run(Chunk(self.tasks, items))
+            after = read_thread_clock()
+        finally:
+            thread_limit.release()
+        self._tried_tasks = len(finished.values)
+        self._tried_s = _on_machine(before, after)
+        self.tasks += self._tried_tasks
+        self.spent_s += self._tried_s
+        return finished
 
     def _wants_heartbeat(self) -> bool:
         if self._mean_s is None:
@@ -309,8 +345,7 @@ class Probe:
         aside: tuple[int, float] | None = None,
     ) -> None:
         """Count tasks; of so many of them this share of the time is no measure of the others."""
-        wall, cpu, queued = (end - start for end, start in zip(after, before, strict=True))
-        on_machine = max(wall - queued, cpu, 1e-9)  # the time that a free machine had taken
+        cpu, on_machine = after[1] - before[1], _on_machine(before, after)
         if tasks > self.tasks and on_machine < TINY_S * tasks:
             # So many more that the earlier ones, which had nothing in the caches, tell less.
             self._aside_tasks = self.tasks
@@ -360,7 +395,7 @@ class Probe:
         """What was measured, or None if there was no task at all."""
         if not self.tasks:
             return None
-        tasks, awake_s, cpu_s = self.tasks, self._awake_s, self._cpu_s
+        tasks, awake_s, cpu_s = self.tasks - self._tried_tasks, self._awake_s, self._cpu_s
         first_s = 0.0
         if tasks > self._aside_tasks:
             tasks, awake_s = tasks - self._aside_tasks, awake_s - self._aside_s
@@ -377,6 +412,7 @@ class Probe:
             spread=self._spread,
             first_s=first_s,
             memory_bytes=self._memory_bytes(),
+            one_cpu_s=self._tried_s / self._tried_tasks if self._tried_tasks else None,
         )
 
     def _own_cpus(self, cpu_share: float, held_share: float | None) -> float:
@@ -396,6 +432,12 @@ class Probe:
         peak_bytes = peak_rss_bytes()
         is_known = self._rss_bytes and peak_bytes > self._peak_bytes
         return max(0, peak_bytes - self._rss_bytes) if is_known else 0
+
+
+def _on_machine(before: ThreadClock, after: ThreadClock) -> float:
+    """Return the seconds between, as they were had the machine been free."""
+    wall, cpu, queued = (end - start for end, start in zip(after, before, strict=True))
+    return max(wall - queued, cpu, 1e-9)
 
 
 def _of_time(held_share: float | None, cpu_share: float) -> float | None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from plait.backends.contract import Setting, Traits
 from plait.backends.inbox import Inbox
-from plait.blas import ThreadLimit
+from plait.blas import thread_limit
 from plait.errors import PlaitError, PoolClosed, WorkerStartError
 from plait.host import monotonic
 from plait.limits import LEAST_RELATIVE_S, leave_to_itself
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 __all__ = ["ThreadBackend"]
-
-thread_limit = ThreadLimit()
 
 
 @dataclass(slots=True, eq=False)
