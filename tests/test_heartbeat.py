@@ -37,6 +37,26 @@ def test_python_code_holds_it() -> None:
     assert share_while(lambda: sum(i * i for i in range(1000)), beats=8) > 0.7
 
 
+@pytest.mark.skipif(not has_gil(), reason="there is no GIL to be held")
+def test_each_step_that_holds_it_has_a_beat() -> None:
+    """The switch interval began anew between steps: there was none in 20 of them."""
+    heart = Heartbeat()
+    heart.start()
+    seen = []
+    for _ in range(20):
+        before = heart.known_s
+        heart.resume()
+        until = time.thread_time() + 0.004  # less than the interval
+        while time.thread_time() < until:
+            pass
+        heart.pause()
+        seen.append(heart.known_s - before)
+    heart.stop()
+    assert sum(known_s > 0.003 for known_s in seen) > 15  # one may have to wait for a CPU
+    assert heart.held_share is not None
+    assert heart.held_share > 0.9
+
+
 def test_compression_lets_go_of_it() -> None:
     assert share_while(lambda: zlib.compress(BLOB), beats=40) < 0.4
 

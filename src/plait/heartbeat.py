@@ -12,6 +12,11 @@ does not count, anywhere but on Linux, only what is late by more than timers are
 What the tasks do between two looks is not seen, but is taken to be as it was at the next one. So
 each beat counts for as much as the tasks computed until its end. On a busy machine they may have
 had no CPU for the whole of it: then nobody wanted the GIL, or had it and could not go on.
+
+Who waits for the GIL is given it after the switch interval, but that begins anew whenever the
+tasks' thread lets go of it for a moment, as it does between two steps of a sample: of tasks that
+held it all the time there was not one beat in 80 ms. So a step does not begin before its first beat
+has, and in a pause a beat that is late is waited for.
 """
 
 from __future__ import annotations
@@ -32,6 +37,8 @@ __all__ = ["Heartbeat", "has_gil"]
 BEATS_S = (0.000_5, 0.000_31, 0.000_67, 0.000_41, 0.000_83, 0.000_37, 0.000_59)
 """Uneven, or it would fall in step with tasks that sleep and work in turn, and never see them."""
 GONE_S = 0.1
+TURN_S = 0.001
+"""For a beat to begin, or to end, is waited as long at the most."""
 VERY_LATE_S = 0.001
 LATE_S = 0.000_15
 """What a wake-up may take where the GIL is free: timers and the system are this inexact."""
@@ -58,6 +65,9 @@ class Heartbeat:
 
     def __init__(self) -> None:
         self._bell: SimpleQueue[None] = SimpleQueue()  # rung to have the thread look around
+        self._turns: SimpleQueue[None] = SimpleQueue()  # answers who waits for its thread
+        self._is_awaited = False
+        self._due_s = 0.0  # when the beat that goes on, or the first one, is late
         self._ended = allocate_lock()
         self._is_running = False
         self.native_id = 0
@@ -74,9 +84,10 @@ class Heartbeat:
     def start(self) -> None:
         """Start its thread, which waits for ``resume``."""
         self._ended.acquire()
-        self._is_running = True
+        self._is_running = self._is_awaited = True
         _running.append(self)
         start_new_thread(self._serve, ())
+        self._give_turn()
 
     def stop(self) -> None:
         """Stop, and wait for the end of the thread; may be called again."""
@@ -91,11 +102,27 @@ class Heartbeat:
         self._tasks_id = native_id or get_native_id()
         self._resumed_at = monotonic()
         if self._is_resting:
+            self._is_awaited = True
             self._bell.put(None)
+            self._give_turn()
 
     def pause(self) -> None:
         """Rest, and count no more; what is late now has been late until now."""
         self._counted_s, self._resumed_at = self._counted(), None
+        if self._counted_s > self._due_s:
+            self._is_awaited = True
+            self._give_turn()
+
+    def _give_turn(self) -> None:
+        """Leave the GIL to its thread for a moment, until that rests or sleeps."""
+        with suppress(Empty):
+            self._turns.get(timeout=TURN_S)
+        self._is_awaited = False
+
+    def _end_turn(self) -> None:
+        if self._is_awaited:
+            self._is_awaited = False
+            self._turns.put(None)
 
     def _counted(self) -> float:
         resumed_at = self._resumed_at
@@ -123,6 +150,7 @@ class Heartbeat:
                 # a pause; 2. it ends, nobody rests, and the bell is not rung; 3. we rest.
                 self._is_resting = True
                 if self._resumed_at is None:
+                    self._end_turn()
                     self._bell.get()
                 self._is_resting = False
                 if self._resumed_at is not None:
@@ -136,6 +164,8 @@ class Heartbeat:
         beat_s = BEATS_S[self.beats % len(BEATS_S)]
         tasks_id, sleeps = self._tasks_id, count_sleeps()
         cpu_s, started = cpu_of_thread(tasks_id), self._counted()
+        self._due_s = started + beat_s
+        self._end_turn()
         with suppress(Empty):
             self._bell.get(timeout=beat_s)
         took_s, now_s = self._counted() - started, cpu_of_thread(tasks_id)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["Probe"]
 
 BUDGET_S = 0.02
-CLEAR_S = 0.01
+CLEAR_S = 0.008
 """It is over so soon if there is no question left."""
 CLEAR, CLEAR_TASKS, ALIKE = (0.05, 0.95), 4, 0.3
 MOST_S = 0.08
