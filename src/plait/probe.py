@@ -37,7 +37,7 @@ __all__ = ["Probe"]
 BUDGET_S = 0.02
 CLEAR_S = 0.008
 """It is over so soon if there is no question left."""
-CLEAR, CLEAR_TASKS, ALIKE = (0.05, 0.95), 4, 0.3
+CLEAR, CLEAR_TASKS, ALIKE = (0.15, 0.95), 2, 0.3
 MOST_S = 0.08
 """A sample that leaves doubt may take so long, if that is next to nothing of what remains."""
 HOPELESS_S = 0.000_000_15

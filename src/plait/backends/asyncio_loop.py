@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from plait.backends.contract import Setting, Traits
@@ -28,7 +29,7 @@ GRACE_S = 0.5
 class AsyncioBackend:
     """Runs coroutine functions; ``loop`` is the caller's, or None for one of its own."""
 
-    traits = Traits(name="asyncio", takes_coroutines=True)
+    traits = Traits(name="asyncio", queue_depth=2, takes_coroutines=True)
     start_s = None
 
     def __init__(
@@ -84,7 +85,9 @@ class AsyncioBackend:
 
     def spawn(self, lane: AsyncioLane, chunk: Chunk) -> None:
         """Start a chunk on the loop, as a task of its own."""
-        task = asyncio.get_running_loop().create_task(self._run(lane, chunk))
+        # What a coroutine sets in its context is not seen by other chunks, nor by the caller.
+        context = lane.context.copy()
+        task = asyncio.get_running_loop().create_task(self._run(lane, chunk), context=context)
         self._tasks.add(task)
         lane.tasks[task] = chunk
         task.add_done_callback(self._tasks.discard)
@@ -139,10 +142,12 @@ class AsyncioLane:
         self._call = call
         self._loop = loop
         self._limit = setting.limits.time
-        self._context = setting.context
+        self.context = setting.context
         self.shared_bytes = 0
         self.abandoned = 0
         self.inbox = Inbox()
+        self._new: deque[Chunk] = deque()  # which the loop is to start
+        self._is_told = False  # the loop, that there are some
         self.tasks: dict[asyncio.Task[None], Chunk] = {}
         self._cancelled: set[int] = set()  # the first tasks of chunks, while they end
 
@@ -152,12 +157,19 @@ class AsyncioLane:
         return self.inbox.pending
 
     def submit(self, *chunks: Chunk) -> None:
-        """Hand chunks to the loop."""
+        """Hand chunks to the loop; to wake it costs more than all the rest, so that is done once."""
         for chunk in chunks:
             self._backend.check_usable()
             self.inbox.count(1)
-            context = self._context.copy()  # the task of the chunk copies it in turn
-            self._loop.call_soon_threadsafe(self._backend.spawn, self, chunk, context=context)
+            self._new.append(chunk)
+            if not self._is_told:
+                self._is_told = True
+                self._loop.call_soon_threadsafe(self._spawn)
+
+    def _spawn(self) -> None:
+        self._is_told = False  # before looking, or what comes after that would be forgotten
+        while self._new:
+            self._backend.spawn(self, self._new.popleft())
 
     def settle(self, task: asyncio.Task[None]) -> None:
         """Forget the task of a chunk; if it was cancelled before it began, nothing comes of it."""
