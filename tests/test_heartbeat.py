@@ -22,12 +22,12 @@ def share_while(work: object, beats: int) -> float:
     heart.start()
     heart.resume()
     try:
-        while heart.beats < beats:
+        while heart.tally.beats < beats:
             work()
         heart.pause()
     finally:
         heart.stop()
-    share = heart.held_share
+    share = heart.tally.held_share
     assert share is not None
     return share
 
@@ -44,17 +44,17 @@ def test_each_step_that_holds_it_has_a_beat() -> None:
     heart.start()
     seen = []
     for _ in range(20):
-        before = heart.known_s
+        before = heart.tally.known_s
         heart.resume()
         until = time.thread_time() + 0.004  # less than the interval
         while time.thread_time() < until:
             pass
         heart.pause()
-        seen.append(heart.known_s - before)
+        seen.append(heart.tally.known_s - before)
     heart.stop()
     assert sum(known_s > 0.003 for known_s in seen) > 15  # one may have to wait for a CPU
-    assert heart.held_share is not None
-    assert heart.held_share > 0.9
+    assert heart.tally.held_share is not None
+    assert heart.tally.held_share > 0.9
 
 
 def test_compression_lets_go_of_it() -> None:
@@ -68,8 +68,8 @@ def test_of_who_sleeps_it_is_not_known() -> None:
     heart.resume()
     time.sleep(0.02)
     heart.stop()
-    assert heart.beats
-    assert heart.held_share is None
+    assert heart.tally.beats
+    assert heart.tally.held_share is None
 
 
 def test_short_holds_are_seen() -> None:
@@ -92,14 +92,14 @@ def test_beats_while_the_tasks_have_no_cpu_say_nothing() -> None:
     heart = Heartbeat()
     for _ in range(30):
         heart._count(0.0005, 0.0006, 0.0, 0.0, 1)
-    shares = [heart.held_share]
+    shares = [heart.tally.held_share]
     heart._count(0.0005, 0.02, 0.005, 0.006, 2)
-    shares.append(heart.held_share)
+    shares.append(heart.tally.held_share)
     for _ in range(4):
         heart._count(0.0005, 0.0006, 0.0, 0.0005, 1)
-    shares.append(heart.held_share)
+    shares.append(heart.tally.held_share)
     heart._count(0.0005, 0.0045, 0.002, None, 2)  # it cannot be known, elsewhere
-    shares.append(heart.held_share)
+    shares.append(heart.tally.held_share)
     assert shares == [None, 1, pytest.approx(0.75), pytest.approx(0.8095, rel=0.001)]
 
 
@@ -117,18 +117,18 @@ def test_a_thread_that_is_watched_from_outside() -> None:
     heart.start()
     assert thread.native_id is not None
     heart.resume(thread.native_id)
-    while heart.beats < 8:
+    while heart.tally.beats < 8:
         time.sleep(0.01)
     stop.set()
     thread.join()
     heart.stop()
-    assert heart.held_share is not None
-    assert heart.held_share > 0.7
+    assert heart.tally.held_share is not None
+    assert heart.tally.held_share > 0.7
 
 
 def test_nothing_is_known_before_the_first_beat() -> None:
     heart = Heartbeat()
-    assert heart.held_share == (None if has_gil() else 0.0)
+    assert heart.tally.held_share == (None if has_gil() else 0.0)
     heart.start()
     heart.stop()
     heart.stop()
@@ -138,15 +138,15 @@ def test_it_rests_in_pauses() -> None:
     heart = Heartbeat()
     heart.start()
     heart.resume()
-    while not heart.beats:
+    while not heart.tally.beats:
         time.sleep(BEAT_S)
     heart.pause()
-    beats, cpu_s = heart.beats, heart.cpu_s
+    beats, cpu_s = heart.tally.beats, heart.cpu_s
     time.sleep(20 * BEAT_S)  # a beat that was under way may still be counted
-    assert heart.beats <= beats + 1
+    assert heart.tally.beats <= beats + 1
     assert heart.cpu_s - cpu_s < 0.005
     heart.resume()
-    while heart.beats < beats + 3:
+    while heart.tally.beats < beats + 3:
         time.sleep(BEAT_S)
     heart.stop()
 

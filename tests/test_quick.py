@@ -7,6 +7,7 @@ import itertools
 import sys
 import time
 import traceback
+import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from types import FrameType
@@ -17,6 +18,9 @@ import pytest
 import plait
 from plait import quick
 from plait.choice import is_coroutine
+from plait.heartbeat import has_gil
+from plait.outcome import Call
+from plait.probe import Probe
 from plait.quick import Start, suits
 
 DONE_IN_SOME = 3
@@ -408,6 +412,28 @@ def test_one_slow_task_that_computes_is_seen_to_compute() -> None:
     sample = caught.value.plait_run.plan.sample  # type: ignore[attr-defined]
     assert sample.cpu_share >= 0.5
     assert sample.task_s >= 0.03
+
+
+@pytest.mark.skipif(not has_gil(), reason="there is no GIL to be held")
+def test_of_a_slow_first_task_it_is_known_whether_it_holds_the_gil() -> None:
+    """Seen with zlib: nothing was known of a task of 23 ms, and the rest went to processes."""
+    blob = bytes(range(256)) * 20_000
+
+    def compress(_: int) -> int:
+        until = time.thread_time() + 0.03
+        while time.thread_time() < until:
+            zlib.compress(blob)
+        return 1
+
+    start = Start(compress, "one", (range(100),))
+    assert not start.run()
+    assert start.heart is not None
+    probe = Probe(Call(compress), lambda _: [])
+    probe.take_over(start)
+    assert probe.sample is not None
+    assert probe.sample.tasks == 1
+    assert probe.sample.gil_share is not None
+    assert probe.sample.gil_share < 0.4
 
 
 @pytest.mark.usefixtures("moment")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
@@ -33,6 +34,29 @@ def test_it_calls_nothing_that_was_disarmed() -> None:
         guard.disarm(guard.arm(lambda: pytest.fail("it was disarmed")))
     guard.arm(called.set)  # the next one is served after the others would have been
     assert called.wait(30)
+
+
+def test_it_calls_for_a_slow_task_before_a_late_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SLOW_S", 0.001)
+    monkeypatch.setattr(module, "LATE_S", 0.002)
+    guard, calls = Sentinel(), SimpleQueue[str]()
+    guard.arm(lambda: calls.put("late"), lambda: calls.put("slow"))
+    assert [calls.get(timeout=30), calls.get(timeout=30)] == ["slow", "late"]
+
+
+@pytest.mark.usefixtures("late_s")
+def test_who_is_disarmed_when_slow_is_not_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SLOW_S", 0.001)
+    guard, slow, next_one = Sentinel(), threading.Event(), threading.Event()
+
+    def disarm() -> None:  # in the sentinel's thread: so it cannot be late
+        guard.disarm(watch)
+        slow.set()
+
+    watch = guard.arm(lambda: pytest.fail("it was disarmed"), disarm)
+    assert slow.wait(30)
+    guard.arm(next_one.set)  # served after the other would have been
+    assert next_one.wait(30)
 
 
 def test_it_watches_one_thing_at_a_time() -> None:

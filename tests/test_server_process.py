@@ -59,7 +59,8 @@ def spin(_: int) -> None:
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="no processes on one CPU")
 def test_auto_starts_it_while_it_takes_its_sample(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe, "BUDGET_S", 60)  # the sample goes on, on a slow machine too
+    for budget in ("BUDGET_S", "CLEAR_S"):
+        monkeypatch.setattr(probe, budget, 60)  # the sample goes on, on a slow machine too
     close_all()
     run = plait.run(spin, range(1000), max_workers=2)
     next(run)

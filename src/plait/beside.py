@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from plait.clocks import ThreadClock, clock_of_thread
 from plait.errors import PlaitError
-from plait.heartbeat import Heartbeat
+from plait.heartbeat import Heartbeat, Tally
 from plait.imports import Imports
 from plait.sentinel import sentinel
 
@@ -49,7 +49,8 @@ if TYPE_CHECKING:
 __all__ = ["Beside", "LongTask"]
 
 LOOK_S = 0.03
-"""How long it is watched who holds the GIL."""
+LOOK_ON_S = 0.01
+"""How long it is watched who holds the GIL; if that has been watched since the task began."""
 
 BRISK_S = 0.000_5
 """How long a thread keeps the GIL while a helper wants it."""
@@ -59,8 +60,15 @@ class LongTask:
     """A task that a thread is in, since the clocks of that thread were read."""
 
     def __init__(
-        self, before: ThreadClock, thread: tuple[int, int], claim: LockType, imports: Imports
+        self,
+        before: ThreadClock,
+        thread: tuple[int, int],
+        claim: LockType,
+        imports: Imports,
+        heart: Heartbeat | None = None,
     ) -> None:
+        """``heart`` beats already."""
+        self.heart = heart
         self.before = before
         self.thread = thread
         self.claim = claim
@@ -77,7 +85,7 @@ class LongTask:
 
     def begin_anew(self) -> None:
         """Count what it has done until now for nothing."""
-        self.before = self.clocks()
+        self.before, self.heart = self.clocks(), None
 
     @property
     def is_importing(self) -> bool:
@@ -118,10 +126,10 @@ class Beside:
 
     # --- In the caller's thread --------------------------------------------------------
 
-    def begin(self, before: ThreadClock) -> None:
-        """Hear that a task begins, at these readings of the clocks."""
+    def begin(self, before: ThreadClock, heart: Heartbeat | None = None) -> None:
+        """Hear that a task begins, at these readings of the clocks; ``heart`` beats for it."""
         thread = (get_ident(), get_native_id())
-        self._task = task = LongTask(before, thread, allocate_lock(), Imports())
+        self._task = task = LongTask(before, thread, allocate_lock(), Imports(), heart)
         context = copy_context()
         self._watch = sentinel.arm(lambda: self._start_thread(context.run, task))
 
@@ -170,16 +178,24 @@ class Beside:
         """Return for what share of a while the task holds the GIL; it imports nothing meanwhile."""
         while True:
             is_importing = task.is_importing
-            heart = Heartbeat()
-            heart.start()
-            heart.resume(task.thread[1])
-            try:
-                time.sleep(LOOK_S)
-            finally:
-                heart.stop()
+            tally = self._watch_gil(task)
             if task.is_over or not (is_importing or task.is_importing):
-                return heart.held_share
+                return tally.held_share
             task.begin_anew()
+
+    def _watch_gil(self, task: LongTask) -> Tally:
+        """Watch for a while, and return what was seen; also before, if something beats already."""
+        if task.heart is not None:
+            time.sleep(LOOK_ON_S)
+            return task.heart.tally
+        heart = Heartbeat()
+        heart.start()
+        heart.resume(task.thread[1])
+        try:
+            time.sleep(LOOK_S)
+        finally:
+            heart.stop()
+        return heart.tally
 
     def _plan(self, task: LongTask, held_share: float | None) -> Plan | None:
         try:

@@ -80,7 +80,8 @@ def go_beside(start: Start) -> None:
     if not are_at_hand(start.iterables) or len(start.items) != len(start.values) + 1:
         return
     run = go_on(start, Options().with_order(ordered=True))
-    run.begin_beside(LongTask(start.before, start.thread, start.claim, start.imports))
+    task = LongTask(start.before, start.thread, start.claim, start.imports, start.heart)
+    run.begin_beside(task)
 
 
 def yield_values(

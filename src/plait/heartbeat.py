@@ -30,9 +30,9 @@ from time import thread_time
 
 from plait.clocks import cpu_of_thread, monotonic
 from plait.host import QueueClock
-from plait.sentinel import wait_gone
+from plait.sentinel import sentinel, wait_gone
 
-__all__ = ["Heartbeat", "has_gil"]
+__all__ = ["Heartbeat", "Tally", "has_gil"]
 
 BEATS_S = (0.000_5, 0.000_31, 0.000_67, 0.000_41, 0.000_83, 0.000_37, 0.000_59)
 """Uneven, or it would fall in step with tasks that sleep and work in turn, and never see them."""
@@ -54,16 +54,52 @@ def has_gil() -> bool:
     return is_enabled is None or bool(is_enabled())
 
 
+class Tally:
+    """What beats have told, of one heart or of several.
+
+    Attributes:
+        beats: how many were counted.
+    """
+
+    def __init__(self) -> None:
+        self.beats = 0
+        self._free_s = 0.0  # what the tasks computed, as far as beats found the GIL free, or held
+        self._held_s = 0.0
+
+    def add(self, computed_s: float, *, is_held: bool) -> None:
+        """Count a beat."""
+        self.beats += 1
+        if is_held:
+            self._held_s += computed_s
+        else:
+            self._free_s += computed_s
+
+    @property
+    def held_share(self) -> float | None:
+        """The share of the tasks' computing in which the GIL was held; None: not known yet."""
+        if not has_gil():
+            return 0.0
+        known_s = self.known_s
+        return self._held_s / known_s if known_s >= BEATS_S[0] else None
+
+    @property
+    def known_s(self) -> float:
+        """How much computing there was in the beats that were counted, in seconds."""
+        return self._free_s + self._held_s
+
+
 class Heartbeat:
     """Beats, and counts, from each ``resume`` to the next ``pause``.
 
     Attributes:
-        beats: how many were counted.
+        tally: what it has counted.
         cpu_s: the time on a CPU that its own thread took.
         native_id: by which the system knows the thread; 0: it has not begun.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tally: Tally | None = None) -> None:
+        """Go on with a tally."""
+        self.tally = tally or Tally()
         self._bell: SimpleQueue[None] = SimpleQueue()  # rung to have the thread look around
         self._turns: SimpleQueue[None] = SimpleQueue()  # answers who waits for its thread
         self._is_awaited = False
@@ -75,11 +111,8 @@ class Heartbeat:
         # A clock that stands still in the pauses.
         self._counted_s = 0.0
         self._resumed_at: float | None = None
-        self.beats = 0
         self.cpu_s = 0.0
         self._tasks_id = 0  # the thread that runs the tasks
-        self._free_s = 0.0  # what they computed, as far as beats found the GIL free, or held
-        self._held_s = 0.0
 
     def start(self) -> None:
         """Start its thread, which waits for ``resume``."""
@@ -128,19 +161,6 @@ class Heartbeat:
         resumed_at = self._resumed_at
         return self._counted_s + (0.0 if resumed_at is None else monotonic() - resumed_at)
 
-    @property
-    def held_share(self) -> float | None:
-        """The share of the tasks' computing in which the GIL was held; None: not known yet."""
-        if not has_gil():
-            return 0.0
-        known_s = self.known_s
-        return self._held_s / known_s if known_s >= BEATS_S[0] else None
-
-    @property
-    def known_s(self) -> float:
-        """How much computing there was in the beats that were counted, in seconds."""
-        return self._free_s + self._held_s
-
     def _serve(self) -> None:
         self.native_id = get_native_id()
         queue = QueueClock(every_s=0.0)
@@ -161,7 +181,7 @@ class Heartbeat:
 
     def _beat(self, queue: QueueClock) -> None:
         queue.read_since_last()
-        beat_s = BEATS_S[self.beats % len(BEATS_S)]
+        beat_s = BEATS_S[self.tally.beats % len(BEATS_S)]
         tasks_id, sleeps = self._tasks_id, count_sleeps()
         cpu_s, started = cpu_of_thread(tasks_id), self._counted()
         self._due_s = started + beat_s
@@ -184,12 +204,9 @@ class Heartbeat:
             return
         late_s = max(0.0, took_s - queued_s - beat_s)
         counts_s = beat_s + late_s if computed_s is None else computed_s
-        self.beats += 1
         # Asleep once for the beat, and again for the GIL; or so late that it can be nothing else.
-        if sleeps > 1 or late_s > (VERY_LATE_S if sleeps else LATE_S):
-            self._held_s += counts_s
-        else:
-            self._free_s += counts_s
+        is_held = sleeps > 1 or late_s > (VERY_LATE_S if sleeps else LATE_S)
+        self.tally.add(counts_s, is_held=is_held)
 
 
 _running: list[Heartbeat] = []
@@ -197,6 +214,7 @@ _running: list[Heartbeat] = []
 
 def _end_all() -> None:
     """Before a fork: a process with several threads is not to be forked (Python 3.12 warns)."""
+    sentinel.end()  # it starts some
     while _running:
         heart = _running[-1]
         heart.stop()  # and it is none of them any more

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from plait.blas import find_libraries, thread_limit
 from plait.chunks import TINY_S
 from plait.clocks import ThreadClock, monotonic, read_thread_clock
-from plait.heartbeat import Heartbeat
+from plait.heartbeat import Heartbeat, Tally
 from plait.host import cpu_count, peak_rss_bytes, rss_bytes, thread_cpu_s
 from plait.imports import Imports
 from plait.limits import leave_to_itself
@@ -110,6 +110,7 @@ class Probe:
         self._timed = self._sum_s = self._squares = 0.0  # of the tasks but the first
         self._tried_tasks, self._tried_s = 0, 0.0  # with one CPU for each
         self._heart: Heartbeat | None = None
+        self._tally = Tally()
         self._seen_s = 0.0  # with the process's own clock
         self._process_s = 0.0
         self._rss_bytes, self._peak_bytes = rss_bytes(), peak_rss_bytes()
@@ -139,6 +140,8 @@ class Probe:
             times = [(begun[0], task_s)]
         else:
             times = list(zip(begun, seconds, strict=True))
+        if start.heart is not None and not imported:
+            self._tally = start.heart.tally
         finished = Finished(
             first,
             start.items[first : first + len(values)],
@@ -178,7 +181,7 @@ class Probe:
             return None
         chunk = Chunk(self.tasks, items)
         if self._heart is None and self._wants_heartbeat():
-            self._heart = Heartbeat()
+            self._heart = Heartbeat(self._tally)
             self._heart.start()
         if limit_s is not None:
             return self._run_aside(chunk, limit_s)
@@ -209,23 +212,22 @@ class Probe:
 
         Several of them, so that no phase of a task can pass for all of it.
         """
-        heart, (low, high) = self._heart, CLEAR
+        tally, (low, high) = self._tally, CLEAR
         if self.tasks - self._aside_tasks < CLEAR_TASKS or self._spread > ALIKE:
             return False
-        if heart is None or heart.held_share is None or heart.known_s < CLEAR_S / 2:
+        if tally.held_share is None or tally.known_s < CLEAR_S / 2:
             return False
-        return not low < heart.held_share < high
+        return not low < tally.held_share < high
 
     def _is_doubtful(self) -> bool:
         if self.tasks == self._aside_tasks:
             return True
-        heart = self._heart
-        if heart is None or self._cpu_s < COMPUTES * self._awake_s:
+        if self._heart is None or self._cpu_s < COMPUTES * self._awake_s:
             return False
-        if heart.held_share is None:
+        held_share, (low, high) = self._tally.held_share, DOUBTFUL
+        if held_share is None:
             return True
-        low, high = DOUBTFUL
-        return heart.beats < ENOUGH_BEATS and low < heart.held_share < high
+        return self._tally.beats < ENOUGH_BEATS and low < held_share < high
 
     def _is_worth_trying(self) -> bool:
         """Whether it may be known at little cost if tasks need the CPUs that they use.
@@ -273,7 +275,7 @@ class Probe:
             finished = self._run(chunk)
             imported = imports.settle()
         else:
-            self._beside.begin(before)
+            self._beside.begin(before, heart)
             try:
                 finished = self._run(chunk)
             finally:
@@ -368,7 +370,7 @@ class Probe:
         self._is_alone = False  # fresh threads of BLAS turn idly for a tenth of a second
         self._rss_bytes, self._peak_bytes = rss_bytes(), peak_rss_bytes()
         self.close()
-        self._heart = None
+        self._heart, self._tally = None, Tally()
 
     def _learn_times(self, finished: Finished) -> None:
         """Take in how much the tasks differ, as far as each has a time of its own."""
@@ -402,7 +404,7 @@ class Probe:
             cpu_s -= self._aside_cpu_s
             first_s = max(0.0, self._aside_s - self._aside_tasks * awake_s / tasks)
         cpu_share = max(0.0, min(1.0, cpu_s / max(awake_s, 1e-9)))
-        held_share = self._heart.held_share if self._heart is not None else None
+        held_share = self._tally.held_share
         return Sample(
             self.tasks,
             max(awake_s, 1e-9) / tasks,

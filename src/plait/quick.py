@@ -9,6 +9,7 @@ Run that begins with what was done here. If one of the tasks takes long, that Ru
 
 from __future__ import annotations
 
+import sys
 from _contextvars import copy_context  # as in contextvars
 from _thread import allocate_lock, get_ident, get_native_id, start_new_thread  # as in threading
 from itertools import chain
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from typing import Any, NoReturn
 
+    from plait.heartbeat import Heartbeat
     from plait.outcome import Times
 
 __all__ = ["CATCH", "Start", "join", "suits", "total_of"]
@@ -87,6 +89,7 @@ class Start:
         context: the context variables at the beginning.
         thread: the identifiers of this thread, Python's and the system's.
         imports: tells whether one of them imported something.
+        heart: of the last task, if that took a while: who holds the GIL.
     """
 
     def __init__(
@@ -114,22 +117,43 @@ class Start:
         self.context = copy_context()
         self.thread = (get_ident(), get_native_id())
         self.imports = Imports()
+        self.heart: Heartbeat | None = None
+        self._starts_heart = allocate_lock()
         self.before = self.after = read_thread_clock()
 
     def run(self) -> bool:
         """Run tasks until the input ends: True. False if time was up, or something was raised."""
         watch = None
         if self.total is None or self.total > 1:
-            watch = sentinel.arm(self._hear_of_long_task)
+            watch = sentinel.arm(self._hear_of_long_task, self._hear_of_slow_task)
         try:
             is_over = self._run()
         finally:
             sentinel.disarm(watch)
             self.imports.settle()
             is_ours = self.claim.acquire(False)  # for good
+            self._end_heart()
         if is_ours:
             self.beside = None
         return is_over and is_ours
+
+    def _hear_of_slow_task(self) -> None:
+        if "plait.heartbeat" not in sys.modules:
+            self.imports.settle()
+        from plait.heartbeat import Heartbeat
+
+        with self._starts_heart:
+            if not self.claim.locked():
+                self.heart = Heartbeat()
+                self.heart.start()
+                self.heart.resume(self.thread[1])
+
+    def _end_heart(self) -> None:
+        with self._starts_heart:  # it is started by now, or will not be
+            pass
+        if self.heart is not None:
+            self.heart.pause()
+            self.heart.stop()
 
     def _hear_of_long_task(self) -> None:
         self.imports.settle()

@@ -19,16 +19,18 @@ TYPE_CHECKING = False  # as in typing
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["LATE_S", "Sentinel", "Watch", "sentinel", "wait_gone"]
+__all__ = ["LATE_S", "SLOW_S", "Sentinel", "Watch", "sentinel", "wait_gone"]
 
+SLOW_S = 0.004
+"""Of a task that has been running for so long it is worth knowing more."""
 LATE_S = 0.02
-"""A task that has been running for so long may go on beside others."""
+"""One that has been running for so long may go on beside others."""
 GONE_S = 0.05
 """How long the end of its thread is waited for."""
 
 
-Watch = tuple[float, "Callable[[], object]"]
-"""When to call, and what."""
+Watch = list[tuple[float, "Callable[[], object]"]]
+"""When to call, and what: what is left of that."""
 
 
 class Sentinel:
@@ -43,14 +45,21 @@ class Sentinel:
         self._native_id = 0  # of its thread; 0: there is none
         self._watch: Watch | None = None
 
-    def arm(self, on_late: Callable[[], object]) -> Watch | None:
+    def arm(
+        self, on_late: Callable[[], object], on_slow: Callable[[], object] | None = None
+    ) -> Watch | None:
         """Have something called after LATE_S; return what ``disarm`` wants, None if it is busy.
 
-        It is called in the sentinel's thread, and has to be brief.
+        And something else, perhaps, after SLOW_S. It is called in the sentinel's thread, and has
+        to be brief.
         """
         if self._watch is not None:
             return None
-        self._watch = watch = (monotonic() + LATE_S, on_late)
+        now = monotonic()
+        watch = [(now + LATE_S, on_late)]
+        if on_slow is not None:
+            watch.insert(0, (now + SLOW_S, on_slow))
+        self._watch = watch
         if not self._is_awake:
             self._is_awake = True
             if not self._native_id:
@@ -82,13 +91,15 @@ class Sentinel:
         return self._watch
 
     def _look(self, watch: Watch) -> None:
-        due, on_late = watch
+        due, call = watch[0]
         left_s = due - monotonic()
         if left_s > 0:
             time.sleep(left_s)
         elif self._watch is watch:
-            self._watch = None
-            on_late()
+            del watch[0]
+            if not watch:
+                self._watch = None
+            call()
 
     def end(self) -> None:
         """End its thread, and wait until it is gone: this process will be forked.

@@ -157,7 +157,7 @@ class AsyncioLane:
         return self.inbox.pending
 
     def submit(self, *chunks: Chunk) -> None:
-        """Hand chunks to the loop; to wake it costs more than all the rest, so that is done once."""
+        """Hand chunks to the loop, and wake it once: that costs more than all the rest."""
         for chunk in chunks:
             self._backend.check_usable()
             self.inbox.count(1)
