@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 import zlib
@@ -9,7 +10,7 @@ import zlib
 import pytest
 
 from plait import heartbeat
-from plait.heartbeat import Heartbeat, has_gil
+from plait.heartbeat import Heartbeat, Tally, has_gil
 
 BEAT_S = 0.0005
 BLOB = bytes(range(256)) * 1024
@@ -101,6 +102,34 @@ def test_beats_while_the_tasks_have_no_cpu_say_nothing() -> None:
     heart._count(0.0005, 0.0045, 0.002, None, 2)  # it cannot be known, elsewhere
     shares.append(heart.tally.held_share)
     assert shares == [None, 1, pytest.approx(0.75), pytest.approx(0.8095, rel=0.001)]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="there is no way to share a CPU")
+def test_who_has_waited_for_the_cpu_of_the_tasks_does_not_know_what_they_held() -> None:
+    """Seen where tasks wait and compute: it was on their CPU, and looked only while they slept."""
+
+    def task() -> None:
+        time.sleep(0.002)
+        until = time.thread_time() + 0.001
+        while time.thread_time() < until:
+            pass
+
+    tally, cpus = Tally(), os.sched_getaffinity(0)
+
+    def measure() -> None:
+        os.sched_setaffinity(0, [min(cpus)])  # of this thread and the one that it starts
+        heart = Heartbeat(tally)
+        heart.start()
+        for _ in range(20):
+            heart.resume()
+            task()
+            heart.pause()
+        heart.stop()
+
+    thread = threading.Thread(target=measure)
+    thread.start()
+    thread.join()
+    assert tally.held_share is None or tally.held_share > 0.5
 
 
 @pytest.mark.skipif(not has_gil(), reason="there is no GIL to be held")

@@ -6,7 +6,14 @@ import os
 import sys
 import time
 
-__all__ = ["ThreadClock", "clock_of_thread", "cpu_of_thread", "monotonic", "read_thread_clock"]
+__all__ = [
+    "ThreadClock",
+    "clock_of_thread",
+    "cpu_of_thread",
+    "is_asleep",
+    "monotonic",
+    "read_thread_clock",
+]
 
 monotonic = time.monotonic
 """The clock of every duration in plait; on Linux the same in all processes."""
@@ -22,7 +29,7 @@ def read_thread_clock() -> ThreadClock:
     busy machine would make a computing function look as if it waited for something.
     """
     try:
-        queued = int(_read_schedstat().split()[1]) / 1e9
+        queued = int(_read_of_thread("schedstat").split()[1]) / 1e9
     except (OSError, ValueError, IndexError):
         queued = 0.0
     return time.monotonic(), time.thread_time(), queued
@@ -31,7 +38,7 @@ def read_thread_clock() -> ThreadClock:
 def clock_of_thread(ident: int, native_id: int) -> ThreadClock:
     """Read the clocks of another living thread, by its identifiers."""
     try:
-        cpu, queued = map(int, _read_schedstat(f"self/task/{native_id}").split()[:2])
+        cpu, queued = map(int, _read_of_thread("schedstat", native_id).split()[:2])
         return time.monotonic(), cpu / 1e9, queued / 1e9
     except (OSError, ValueError):  # not Linux: untested
         pass
@@ -57,8 +64,19 @@ def cpu_of_thread(native_id: int) -> float | None:
         return None
 
 
-def _read_schedstat(thread: str = "thread-self") -> bytes:
-    file = os.open(f"/proc/{thread}/schedstat", os.O_RDONLY)  # half the time of open()
+def is_asleep(native_id: int) -> bool:
+    """Whether another thread waits for something, and not just for a CPU; False if unknown."""
+    try:
+        # Behind the name, which is in parentheses and may have any characters.
+        return _read_of_thread("stat", native_id).rpartition(b")")[2].split()[0] != b"R"
+    except (OSError, IndexError):
+        return False
+
+
+def _read_of_thread(name: str, native_id: int = 0) -> bytes:
+    """Read the beginning of what Linux tells of a thread, by default the calling one."""
+    thread = f"self/task/{native_id}" if native_id else "thread-self"
+    file = os.open(f"/proc/{thread}/{name}", os.O_RDONLY)  # half the time of open()
     try:
         return os.read(file, 64)
     finally:

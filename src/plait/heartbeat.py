@@ -11,7 +11,9 @@ does not count, anywhere but on Linux, only what is late by more than timers are
 
 What the tasks do between two looks is not seen, but is taken to be as it was at the next one. So
 each beat counts for as much as the tasks computed until its end. On a busy machine they may have
-had no CPU for the whole of it: then nobody wanted the GIL, or had it and could not go on.
+had no CPU for the whole of it: then nobody wanted the GIL, or had it and could not go on. And where
+it is this thread that had none, as theirs was on it, it gets one when they fall asleep: that it
+finds the GIL free then tells nothing of what they have computed until then.
 
 Who waits for the GIL is given it after the switch interval, but that begins anew whenever the
 tasks' thread lets go of it for a moment, as it does between two steps of a sample: of tasks that
@@ -28,7 +30,7 @@ from contextlib import suppress
 from queue import Empty, SimpleQueue
 from time import thread_time
 
-from plait.clocks import cpu_of_thread, monotonic
+from plait.clocks import cpu_of_thread, is_asleep, monotonic
 from plait.host import QueueClock
 from plait.sentinel import sentinel, wait_gone
 
@@ -190,7 +192,9 @@ class Heartbeat:
             self._bell.get(timeout=beat_s)
         took_s, now_s = self._counted() - started, cpu_of_thread(tasks_id)
         computed_s = None if cpu_s is None or now_s is None else now_s - cpu_s
-        self._count(beat_s, took_s, queue.read_since_last(), computed_s, count_sleeps() - sleeps)
+        slept, queued_s = count_sleeps() - sleeps, queue.read_since_last()
+        if slept > 1 or queued_s < LATE_S or not is_asleep(tasks_id):
+            self._count(beat_s, took_s, queued_s, computed_s, slept)
         self.cpu_s = thread_time()
 
     def _count(
