@@ -28,6 +28,19 @@ def test_it_calls_when_it_is_late() -> None:
 
 
 @pytest.mark.usefixtures("late_s")
+def test_it_goes_on_where_no_thread_can_be_started() -> None:
+    def start() -> None:
+        raise RuntimeError("can't start new thread")
+
+    guard, called = Sentinel(), threading.Event()
+    watch = guard.arm(start)
+    while guard._watch is watch:
+        time.sleep(0.001)
+    assert guard.arm(called.set) is not None
+    assert called.wait(30)
+
+
+@pytest.mark.usefixtures("late_s")
 def test_it_calls_nothing_that_was_disarmed() -> None:
     guard, called = Sentinel(), threading.Event()
     for _ in range(3):

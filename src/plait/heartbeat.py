@@ -114,14 +114,15 @@ class Heartbeat:
         self._counted_s = 0.0
         self._resumed_at: float | None = None
         self.cpu_s = 0.0
+        self._number = 0  # of the beat
         self._tasks_id = 0  # the thread that runs the tasks
 
     def start(self) -> None:
         """Start its thread, which waits for ``resume``."""
         self._ended.acquire()
         self._is_running = self._is_awaited = True
-        _running.append(self)
         start_new_thread(self._serve, ())
+        _running.append(self)
         self._give_turn()
 
     def stop(self) -> None:
@@ -183,7 +184,8 @@ class Heartbeat:
 
     def _beat(self, queue: QueueClock) -> None:
         queue.read_since_last()
-        beat_s = BEATS_S[self.tally.beats % len(BEATS_S)]
+        self._number += 1
+        beat_s = BEATS_S[self._number % len(BEATS_S)]
         tasks_id, sleeps = self._tasks_id, count_sleeps()
         cpu_s, started = cpu_of_thread(tasks_id), self._counted()
         self._due_s = started + beat_s

@@ -12,7 +12,7 @@ FILES = "<frozen importlib"  # how the names of the import system's own files be
 class Imports:
     """Tells whether anything was imported since it was made.
 
-    Plait's own threads import things, too: they ``settle`` that before.
+    Plait's own threads import things, too: they ``settle`` that before, or ``leave_out`` theirs.
     """
 
     __slots__ = ("_modules", "found")
@@ -26,6 +26,10 @@ class Imports:
         if self.found is None:
             self.found = len(sys.modules) > self._modules
         return self.found
+
+    def leave_out(self, modules: int) -> None:
+        """Do not count so many modules."""
+        self._modules += modules
 
     def look(self, ident: int) -> bool:
         """Whether a thread, given by its identifier, is in an import now."""

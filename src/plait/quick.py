@@ -138,10 +138,10 @@ class Start:
         return is_over and is_ours
 
     def _hear_of_slow_task(self) -> None:
-        if "plait.heartbeat" not in sys.modules:
-            self.imports.settle()
+        modules = len(sys.modules)
         from plait.heartbeat import Heartbeat
 
+        self.imports.leave_out(len(sys.modules) - modules)
         with self._starts_heart:
             if not self.claim.locked():
                 self.heart = Heartbeat()

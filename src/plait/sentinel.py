@@ -99,7 +99,10 @@ class Sentinel:
             del watch[0]
             if not watch:
                 self._watch = None
-            call()
+            try:
+                call()
+            except RuntimeError:  # no thread can be started: then all is as without a sentinel
+                return
 
     def end(self) -> None:
         """End its thread, and wait until it is gone: this process will be forked.
