@@ -131,6 +131,12 @@ def test_what_needs_the_gil_needs_it_for_as_long_on_one_cpu() -> None:
     assert FREE.in_worker is FREE
 
 
+def test_tiny_tasks_gain_nothing_by_letting_go_of_the_gil() -> None:
+    """Seen with squares: one beat fell between two steps, and 75% went to threads."""
+    tiny = Sample(40_000, 8e-8, cpu_share=1.0, gil_share=0.6, carry_s=1e-7)
+    assert plan(cpus=2, sample=tiny, remaining=3_000_000).backend == "serial"
+
+
 def test_to_wake_up_needs_no_gil() -> None:
     """With it, 1,000 sleeps of 10 ms were predicted to take twice as long as they do."""
     asleep = Sample(2, 0.010, cpu_share=0.012)

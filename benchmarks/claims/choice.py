@@ -19,7 +19,7 @@ from benchmarks.pairs import LeftOut, Race
 from benchmarks.station import Station, check
 from benchmarks.tables import shown
 from benchmarks.tuning import AUTO, LOOP, Tuner, entries, stay_out
-from benchmarks.workloads import WORKLOADS, Workload
+from benchmarks.workloads import WORKLOADS, Work, Workload
 
 if TYPE_CHECKING:
     from benchmarks.bench import Bench
@@ -58,39 +58,57 @@ def first_s(station: Station, name: str, count: int, ground: Ground) -> float:
 
 
 def chosen(station: Station, name: str, count: int, ground: Ground) -> Choice:
-    """Return what plait chooses without options; stop the run when it has chosen.
+    """Return what a map chooses without options; it stops when it has chosen.
 
     Where it cannot know how many items will come it begins modestly, and what counts is what it
     does a second later.
     """
-    plait: Any = import_module("plait")
+
+    def stop_when_chosen(run: Any, _: object) -> list[Any]:
+        with run:
+            for _ in run:
+                plan = run.plan
+                is_settled = plan and (not plan.facts or plan.facts.remaining is not None)
+                if is_settled or run.report.wall_s > PROVISIONAL_S:
+                    break
+        return []
+
     work = WORKLOADS[name].make(ground, count, next(station.turns))
-    with plait.run(work.fn, work.items) as run:
-        for _ in run:
-            plan = run.plan
-            is_settled = plan is not None and (not plan.facts or plan.facts.remaining is not None)
-            if is_settled or run.report.wall_s > PROVISIONAL_S:
-                break
-        plan = run.plan
-    predicted_s = getattr(plan, "predicted_s", None)
-    return Choice(plan.backend, plan.max_workers, predicted_s, plan.reason)
+    return map_with(work, stop_when_chosen)
 
 
 PROVISIONAL_S = 1.0
 
 
 def followed(station: Station, name: str, count: int, ground: Ground) -> Choice:
-    """Return what plait chose in a whole run, by which it ended, and how long it took.
+    """Return what a whole map chose, by which it ended, and how long it took.
 
-    It is the run of a map, which that does not hand out. The prediction is the first one, made
-    after some milliseconds.
+    The prediction is the first one, made after some milliseconds.
     """
     calls: Any = import_module("plait.calls")
     work = WORKLOADS[name].make(ground, count, next(station.turns))
-    options = calls.Options().with_order(ordered=True)
-    run = calls.prepare(calls.Call(work.fn), (work.items,), options, keeps=True)
-    check(name, is_right=work.is_right(calls.collect(run, options)))
-    plan, report = run.plan, run.report
+    return map_with(work, calls.collect, is_whole=True)
+
+
+def map_with(work: Work, collect: Any, *, is_whole: bool = False) -> Choice:
+    """Map, but have ``collect`` do the run, which a map does not hand out."""
+    plait: Any = import_module("plait")
+    calls: Any = import_module("plait.calls")
+    runs: list[Any] = []
+
+    def note(run: Any, options: Any) -> list[Any]:
+        runs.append(run)
+        values: list[Any] = collect(run, options)
+        return values
+
+    usual, calls.collect = calls.collect, note
+    try:
+        values = plait.map(work.fn, work.items)
+    finally:
+        calls.collect = usual
+    if is_whole:
+        check("the map", is_right=work.is_right(values))
+    plan, report = runs[0].plan, runs[0].report
     predicted_s = getattr(report, "predicted_s", None)
     return Choice(plan.backend, plan.max_workers, predicted_s, plan.reason, report.wall_s)
 

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 __all__ = ["Beside", "LongTask"]
 
 LOOK_S = 0.03
-LOOK_ON_S = 0.01
+LOOK_ON_S = 0.02
 """How long it is watched who holds the GIL; if that has been watched since the task began."""
 
 BRISK_S = 0.000_5

@@ -18,7 +18,8 @@ finds the GIL free then tells nothing of what they have computed until then.
 Who waits for the GIL is given it after the switch interval, but that begins anew whenever the
 tasks' thread lets go of it for a moment, as it does between two steps of a sample: of tasks that
 held it all the time there was not one beat in 80 ms. So a step does not begin before its first beat
-has, and in a pause a beat that is late is waited for.
+has, and in a pause a beat that is late is waited for. Other beats that a pause comes into do not
+count, for between two steps the tasks' thread lets go of the GIL.
 """
 
 from __future__ import annotations
@@ -113,6 +114,7 @@ class Heartbeat:
         # A clock that stands still in the pauses.
         self._counted_s = 0.0
         self._resumed_at: float | None = None
+        self._pauses = 0
         self.cpu_s = 0.0
         self._number = 0  # of the beat
         self._tasks_id = 0  # the thread that runs the tasks
@@ -148,6 +150,7 @@ class Heartbeat:
         if self._counted_s > self._due_s:
             self._is_awaited = True
             self._give_turn()
+        self._pauses += 1
 
     def _give_turn(self) -> None:
         """Leave the GIL to its thread for a moment, until that rests or sleeps."""
@@ -187,7 +190,7 @@ class Heartbeat:
         self._number += 1
         beat_s = BEATS_S[self._number % len(BEATS_S)]
         tasks_id, sleeps = self._tasks_id, count_sleeps()
-        cpu_s, started = cpu_of_thread(tasks_id), self._counted()
+        cpu_s, started, pauses = cpu_of_thread(tasks_id), self._counted(), self._pauses
         self._due_s = started + beat_s
         self._end_turn()
         with suppress(Empty):
@@ -195,7 +198,8 @@ class Heartbeat:
         took_s, now_s = self._counted() - started, cpu_of_thread(tasks_id)
         computed_s = None if cpu_s is None or now_s is None else now_s - cpu_s
         slept, queued_s = count_sleeps() - sleeps, queue.read_since_last()
-        if slept > 1 or queued_s < LATE_S or not is_asleep(tasks_id):
+        is_blind = slept <= 1 and queued_s > LATE_S and is_asleep(tasks_id)
+        if pauses == self._pauses and not is_blind:
             self._count(beat_s, took_s, queued_s, computed_s, slept)
         self.cpu_s = thread_time()
 

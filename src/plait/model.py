@@ -20,6 +20,7 @@ from typing import NamedTuple
 from plait.chunks import TARGET_S, TINY_S
 
 __all__ = [
+    "HANDOVER_S",
     "MOST_COROUTINES",
     "MOST_THREADS",
     "Choice",
@@ -56,7 +57,8 @@ WORKER_BYTES = 20_000_000
 GIL_TAX = 1.15
 """Several threads pass the GIL on to each other; so much longer takes what needs it."""
 HANDOVER_S = 0.000_01
-"""What it takes a thread at the least to have the GIL back where a task has let go of it."""
+"""What it takes a thread at the least to have the GIL back where a task has let go of it. Of tasks
+that are shorter it is of no use that they do."""
 UNSURE = 1.35
 """By this factor a prediction may be off where the tasks are all alike; found by benchmarks."""
 LINDY = 10.0
@@ -299,7 +301,10 @@ def _threads(sample: Sample, facts: Facts) -> _Way:
     """One thread at a time holds the GIL, and each CPU serves one."""
     task_s, costs = sample.task_s, facts.costs
     chunk_s = costs.thread_chunk_s / _chunk(sample)
-    held_s = (task_s * sample.held_share + chunk_s) * GIL_TAX
+    held_share = sample.held_share
+    if 0.0 < held_share < sample.cpu_share and task_s < HANDOVER_S:
+        held_share = sample.cpu_share
+    held_s = (task_s * held_share + chunk_s) * GIL_TAX
     if task_s >= TINY_S:
         held_s += HANDOVER_S
     cpu_s = max(task_s * sample.busy_cpus, held_s)

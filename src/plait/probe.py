@@ -24,7 +24,7 @@ from plait.heartbeat import Heartbeat, Tally
 from plait.host import cpu_count, peak_rss_bytes, rss_bytes, thread_cpu_s
 from plait.imports import Imports
 from plait.limits import leave_to_itself
-from plait.model import Sample
+from plait.model import HANDOVER_S, Sample
 from plait.outcome import Call, Chunk, Finished
 from plait.quick import CATCH, Start
 from plait.worker import run_apart, run_together
@@ -37,11 +37,11 @@ __all__ = ["Probe"]
 BUDGET_S = 0.02
 CLEAR_S = 0.008
 """It is over so soon if there is no question left."""
-CLEAR, CLEAR_TASKS, ALIKE = (0.15, 0.95), 2, 0.3
+CLEAR, CLEAR_TASKS, ALIKE = (0.15, 0.9), 2, 0.3
 MOST_S = 0.08
 """A sample that leaves doubt may take so long, if that is next to nothing of what remains."""
 HOPELESS_S = 0.000_000_15
-LEAST_S = 0.002
+LEAST_S = 0.0015
 """Tasks that are so short are not worth sending anywhere: that is known soon."""
 SHARE = 0.01
 GROWTH = 4
@@ -54,8 +54,9 @@ COMPUTES = 0.2
 DOUBTFUL = (0.1, 0.9)
 ENOUGH_BEATS = 12
 MOST_HELD = 0.5
-LONGER = 1.5
-"""A task that is not over is taken to take so many times as long as it has until now."""
+LONGER = 2.0
+"""A task that is not over is taken to take so many times as long as it has until now: if nothing is
+known of its length, it is as likely to be more as to be less (Gott, Nature 363, 1993)."""
 OWN_THREADS = 1.3
 """Tasks that use so many times more CPUs than their own thread does have further threads."""
 TRIED_TASKS = 4
@@ -208,14 +209,16 @@ class Probe:
         return math.inf if remaining is None else remaining * (self._mean_s or 0.0)
 
     def _is_clear(self) -> bool:
-        """Whether tasks that are all alike hold the GIL all the time, or never.
+        """Whether tasks that are all alike hold the GIL all the time, or never, or need not care.
 
         Several of them, so that no phase of a task can pass for all of it.
         """
         tally, (low, high) = self._tally, CLEAR
         if self.tasks - self._aside_tasks < CLEAR_TASKS or self._spread > ALIKE:
             return False
-        if tally.held_share is None or tally.known_s < CLEAR_S / 2:
+        if self._is_brief or self._cpu_s < COMPUTES * self._awake_s:
+            return True
+        if tally.held_share is None or tally.known_s < min(CLEAR_S, self._cpu_s) / 2:
             return False
         return not low < tally.held_share < high
 
@@ -259,10 +262,17 @@ class Probe:
         self.spent_s += self._tried_s
         return finished
 
+    @property
+    def _is_brief(self) -> bool:
+        """Whether tasks are so short that it is no question who holds the GIL."""
+        return self._mean_s is not None and self._mean_s < HANDOVER_S
+
     def _wants_heartbeat(self) -> bool:
         if self._mean_s is None:
             return True
-        return self._left_s() > LONG_S and self._cpu_s > COMPUTES * self._awake_s
+        if self._is_brief or self._left_s() < LONG_S:
+            return False
+        return self._cpu_s > COMPUTES * self._awake_s
 
     def _measure(self, chunk: Chunk) -> tuple[Finished, ThreadClock, ThreadClock, bool]:
         """Run a step: what finished, the clocks before and after, whether it imported anything."""
@@ -362,6 +372,8 @@ class Probe:
         self.tasks += tasks
         self._mean_s = on_machine / tasks
         growth = BUDGET_S / 4 / max(self._mean_s, 1e-9)
+        if self._mean_s < HOPELESS_S:
+            growth = LEAST_S / 2 / self._mean_s
         self._size = int(max(1, min(self._size * GROWTH, growth, MOST_TASKS)))
 
     def _forget_import(self, seconds: float) -> None:
