@@ -118,6 +118,7 @@ LAYERS = (
     "costs",
     "choice",
     "beside",
+    "measurements",
     "probe",
     "progress",
     "report",

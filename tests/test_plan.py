@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 import plait
+from plait.measurements import Measurements
 from plait.model import Facts, Sample
 from plait.options import Options
 from plait.plans import choose
-from plait.probe import TRIED_TASKS, Probe
+from plait.probe import TRIED_TASKS
 
 BUSY = Sample(tasks=20, task_s=0.010, cpu_share=0.99, gil_share=1.0)
 FREE = Sample(tasks=20, task_s=0.010, cpu_share=0.99, gil_share=0.05)
@@ -292,7 +293,7 @@ def test_tasks_that_use_several_cpus_are_tried_on_one(
     import numpy as np
     from threadpoolctl import threadpool_info, threadpool_limits
 
-    monkeypatch.setattr(Probe, "_own_cpus", lambda *_: own_cpus)
+    monkeypatch.setattr(Measurements, "_own_cpus", lambda *_: own_cpus)
     ones = np.ones((100, 100))
 
     def threads() -> int:
