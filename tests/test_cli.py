@@ -677,16 +677,16 @@ def test_a_signal_that_does_not_interrupt_a_wait_is_heard() -> None:
     """It came just before the wait, or, as here, to another thread: C has it, Python not yet."""
     from plait.cli_shared import hearing_signals
 
-    woken: SimpleQueue[None] = SimpleQueue()
+    woken: SimpleQueue[int] = SimpleQueue()
     heard: list[int] = []
     before = signal.signal(signal.SIGUSR1, lambda signum, _: heard.append(signum))
     try:
-        with hearing_signals(lambda: woken.put(None)):
+        with hearing_signals(woken.put):
             kill = threading.Thread(
                 target=lambda: signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
             )
             kill.start()
-            woken.get(timeout=20)
+            assert woken.get(timeout=20) == signal.SIGUSR1
             kill.join()
         assert heard == [signal.SIGUSR1]
     finally:

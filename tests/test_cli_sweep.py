@@ -6,12 +6,15 @@ import json
 import os
 import signal
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from queue import SimpleQueue
 
 import pytest
 
+from plait import cli_sweep
 from tests.test_cli import COMMAND, ENVIRONMENT, plait_command, read_terminal
 
 TASKS = '''
@@ -215,6 +218,25 @@ def test_ctrl_c_twice_ends_all(here: Path) -> None:
         process.send_signal(signal.SIGINT)
         assert process.communicate(timeout=30) == ("", "plait: ended now\n")
     assert process.returncode == 130
+
+
+def test_the_main_thread_is_woken_until_it_has_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once was not enough: it may be about to sleep then, too. One sweep of 75 hung for that."""
+    attempts = SimpleQueue[tuple[int, int]]()
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(signal, "pthread_kill", lambda *given: attempts.put(given))
+    ctrl_c = cli_sweep._CtrlC()
+    ctrl_c.hear(signal.SIGURG)  # that is ours
+    assert attempts.empty()
+    ctrl_c.hear(signal.SIGINT)
+    for _ in range(3):
+        assert attempts.get(timeout=30) == (threading.main_thread().ident, signal.SIGURG)
+    with pytest.raises(KeyboardInterrupt):
+        ctrl_c._interrupt(signal.SIGINT, None)
+    for thread in threading.enumerate():
+        if thread.name == "plait-wake":
+            thread.join(30)
+            assert not thread.is_alive()
 
 
 @pytest.mark.parametrize("option", ["by default", "--no-progress"])

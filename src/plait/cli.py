@@ -246,7 +246,7 @@ class _Mapping:
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # nohup ignores it
             signal.signal(signal.SIGINT, self._interrupt)
         try:
-            with hearing_signals(self._run.wake), self._run:
+            with hearing_signals(lambda _: self._run.wake()), self._run:
                 for outcome in self._run:
                     self._print(outcome)
         except (UsageError, PlaitError):

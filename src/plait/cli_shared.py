@@ -177,19 +177,20 @@ def shout(text: str) -> None:
 
 
 @contextmanager
-def hearing_signals(wake: Callable[[], None]) -> Iterator[None]:
+def hearing_signals(wake: Callable[[int], object]) -> Iterator[None]:
     """Have no signal wait for its handler longer than it must.
 
     One that arrives between Python's last look for signals and the system call in which the
     main thread goes to sleep is handled when that wakes up, which may be never. What C
-    writes to the wakeup file then is seen by a thread, which wakes the main thread.
+    writes to the wakeup file then is seen by a thread, which calls ``wake`` with the signal's
+    number, to wake the main thread.
     """
     reader, writer = socket.socketpair()
     writer.setblocking(False)
 
     def listen() -> None:
-        while reader.recv(1) != END:
-            wake()
+        while (heard := reader.recv(1)) != END:
+            wake(heard[0])
 
     thread = threading.Thread(target=listen, name="plait-signals", daemon=True)
     thread.start()

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
@@ -42,6 +43,9 @@ if TYPE_CHECKING:
     from types import FrameType
 
 __all__ = ["add_to"]
+
+FIRST_PAUSE_S, MOST_PAUSE_S = 0.005, 1.0
+"""Between two attempts to wake the main thread."""
 
 # In a paragraph that begins with \b every release of typer keeps the lines as they are.
 HELP = """\
@@ -118,7 +122,7 @@ class _CtrlC:
     """
 
     def __init__(self) -> None:
-        self._heard = 0
+        self._has_heard = False
         self._is_interrupted = False
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # nohup ignores it
             signal.signal(signal.SIGINT, self._interrupt)
@@ -130,19 +134,28 @@ class _CtrlC:
             shout("plait: interrupted; threads finish what they run, Ctrl-C again ends it\n")
             raise KeyboardInterrupt
 
-    def hear(self) -> None:
+    def hear(self, signum: int) -> None:
         """Take in a signal, in a thread of its own."""
-        self._heard += 1
-        if self._heard == 1:
-            # The main thread was perhaps about to sleep, and would handle it when it wakes up.
-            # Another signal wakes it. (A SIGINT would be taken for a second Ctrl-C, for which a
-            # pool does not put its books in order.)
-            main = threading.main_thread().ident
-            assert main is not None
-            signal.pthread_kill(main, signal.SIGURG)
-        elif self._heard > 2:  # the second was ours
+        if signum != signal.SIGINT:
+            return
+        if self._has_heard:
             shout("plait: ended now\n")
             os._exit(INTERRUPTED)
+        self._has_heard = True
+        threading.Thread(target=self._wake, name="plait-wake", daemon=True).start()
+
+    def _wake(self) -> None:
+        """Have the main thread handle Ctrl-C, which it does when it does not sleep.
+
+        It was perhaps about to. Another signal wakes it, unless it is about to even now. (A SIGINT
+        would be taken for a second Ctrl-C, for which a pool does not put its books in order.)
+        """
+        main, pause_s = threading.main_thread().ident, FIRST_PAUSE_S
+        assert main is not None
+        while not self._is_interrupted:
+            signal.pthread_kill(main, signal.SIGURG)
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, MOST_PAUSE_S)
 
 
 def _listed(numbers: Any) -> tuple[Any, ...]:

@@ -194,10 +194,11 @@ def partner(_: None, board: Board, rng: Random) -> None:
             for number in range(500):
                 right.send(letter(number))
         os._exit(0)
-    if is_early := rng.random() < 0.3:  # before it runs any Python, perhaps
-        os.kill(pid, signal.SIGKILL)
-    right.close()
     came = []
+    with contextlib.suppress(ProcessLookupError):  # it may be through with it
+        if is_early := rng.random() < 0.3:  # before it runs any Python, perhaps
+            os.kill(pid, signal.SIGKILL)
+    right.close()
     if not is_early:
         came.append(left.recv())
         dawdle(rng)
