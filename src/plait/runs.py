@@ -105,7 +105,7 @@ class Run:
         self._pilot: Pilot | None = None  # of the lane
         self._is_cancelled = False
         self._show: Show | None = None
-        self._started = 0.0
+        self._started = start.before[0] if start else 0.0  # else it has not begun
         self._stack = ExitStack()  # what is to be done at the end
         self._has_begun = False
         self._explains = False  # nothing but the sample is run
@@ -261,7 +261,7 @@ class Run:
         self._show = stack.enter_context(
             show_progress(options.progress, self._call.name, self._feed.total)
         )
-        self._started = self._start.before[0] if self._start else monotonic()
+        self._started = self._started or monotonic()
         if options.timeout is not None:
             self._deadline = self._started + options.timeout
         stack.callback(self._stop_clock)
