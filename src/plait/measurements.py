@@ -32,6 +32,7 @@ class Measurements:
     Attributes:
         tasks: how many there were.
         spent_s: what they took, on a free machine.
+        cpu_s: for how long they were on a CPU.
         mean_s: what each of those took that came last; None: there was none.
         is_alone: the process was on a CPU for the tasks only.
         heart: who tells how long they hold the GIL, once there is one.
