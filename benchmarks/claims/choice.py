@@ -74,7 +74,7 @@ def chosen(station: Station, name: str, count: int, ground: Ground) -> Choice:
         return []
 
     work = WORKLOADS[name].make(ground, count, next(station.turns))
-    return map_with(work, stop_when_chosen)
+    return map_with(work, stop_when_chosen)[1]
 
 
 PROVISIONAL_S = 1.0
@@ -87,10 +87,12 @@ def followed(station: Station, name: str, count: int, ground: Ground) -> Choice:
     """
     calls: Any = import_module("plait.calls")
     work = WORKLOADS[name].make(ground, count, next(station.turns))
-    return map_with(work, calls.collect, is_whole=True)
+    values, choice = map_with(work, calls.collect)
+    check(name, is_right=work.is_right(values))
+    return choice
 
 
-def map_with(work: Work, collect: Any, *, is_whole: bool = False) -> Choice:
+def map_with(work: Work, collect: Any) -> tuple[list[Any], Choice]:
     """Map, but have ``collect`` do the run, which a map does not hand out."""
     plait: Any = import_module("plait")
     calls: Any = import_module("plait.calls")
@@ -106,11 +108,10 @@ def map_with(work: Work, collect: Any, *, is_whole: bool = False) -> Choice:
         values = plait.map(work.fn, work.items)
     finally:
         calls.collect = usual
-    if is_whole:
-        check("the map", is_right=work.is_right(values))
     plan, report = runs[0].plan, runs[0].report
     predicted_s = getattr(report, "predicted_s", None)
-    return Choice(plan.backend, plan.max_workers, predicted_s, plan.reason, report.wall_s)
+    choice = Choice(plan.backend, plan.max_workers, predicted_s, plan.reason, report.wall_s)
+    return values, choice
 
 
 # --- The claim ---------------------------------------------------------------------------

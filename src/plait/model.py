@@ -301,7 +301,7 @@ def _threads(sample: Sample, facts: Facts) -> _Way:
     """One thread at a time holds the GIL, and each CPU serves one."""
     task_s, costs = sample.task_s, facts.costs
     chunk_s = costs.thread_chunk_s / _chunk(sample)
-    held_share = sample.held_share
+    held_share = sample.held_share  # 0: there is no GIL
     if 0.0 < held_share < sample.cpu_share and task_s < HANDOVER_S:
         held_share = sample.cpu_share
     held_s = (task_s * held_share + chunk_s) * GIL_TAX

@@ -125,7 +125,7 @@ class Probe:
         # One of them, and it is among the longest.
         aside_s = max(seconds) if imported else 0.0 if measured.tasks else seconds[0]
         after = (task_s, cpu_s, queued_now - queued)
-        self._note((0, 0, 0), after, len(values), (1, aside_s / max(task_s, 1e-9)))
+        measured.note((0, 0, 0), after, len(values), (1, aside_s / max(task_s, 1e-9)))
         if imported:
             measured.forget_import(aside_s)
         if task_s < TINY_S * len(values):
@@ -180,7 +180,7 @@ class Probe:
         finished, before, after, imported = self._measure(chunk)
         tasks = len(finished.values)
         imported = imported and not measured.counted  # all of them did
-        self._note(before, after, tasks, (tasks, 1.0) if imported else None)
+        measured.note(before, after, tasks, (tasks, 1.0) if imported else None)
         if imported:
             measured.forget_import(after[0] - before[0])
         self._take_in(finished)
@@ -296,7 +296,7 @@ class Probe:
         thread.start()
         try:
             finished, before, after, _ = measured.get(timeout=limit_s)
-            self._note(before, after, 1)
+            self._measured.note(before, after, 1)
             self._take_in(finished)
         except Empty:
             self.has_abandoned = True
@@ -310,7 +310,7 @@ class Probe:
         """Fail a task that took too long; what it did until now is the whole sample."""
         after_s = monotonic() - started
         cpu_s = thread_cpu_s(thread)
-        self._note((0, 0, 0), (after_s, cpu_s, 0), 1)
+        self._measured.note((0, 0, 0), (after_s, cpu_s, 0), 1)
         self._measured.spent_s = BUDGET_S
         return leave_to_itself(
             self._call, chunk, 0, "main", os.getpid(), limit_s, (started, after_s)
@@ -334,20 +334,10 @@ class Probe:
         self._give_back(chunk.items[done:])
         return Finished.of(chunk, 0, stretch._replace(is_last=True), worker="main", pid=os.getpid())
 
-    def _note(
-        self,
-        before: ThreadClock,
-        after: ThreadClock,
-        tasks: int,
-        aside: tuple[int, float] | None = None,
-    ) -> None:
-        """Count tasks (see ``Measurements.note``), and say how many the next step may have."""
-        measured = self._measured
-        measured.note(before, after, tasks, aside)
+    def _take_in(self, finished: Finished) -> None:
+        """Keep what came last, and say how many tasks the next step may have."""
+        self.last, measured = finished, self._measured
+        measured.note_times(finished)
         mean_s = max(measured.mean_s or 0.0, 1e-9)
         growth = (LEAST_S / 2 if mean_s < HOPELESS_S else BUDGET_S / 4) / mean_s
         self._size = int(max(1, min(self._size * GROWTH, growth, MOST_TASKS)))
-
-    def _take_in(self, finished: Finished) -> None:
-        self.last = finished
-        self._measured.note_times(finished)

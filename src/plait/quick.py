@@ -150,10 +150,10 @@ class Start:
 
     def _end_heart(self) -> None:
         with self._starts_heart:  # it is started by now, or will not be
-            pass
-        if self.heart is not None:
-            self.heart.pause()
-            self.heart.stop()
+            heart = self.heart
+        if heart is not None:
+            heart.pause()
+            heart.stop()
 
     def _hear_of_long_task(self) -> None:
         self.imports.settle()
