@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import random
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,6 +16,7 @@ from plait import runs
 from plait.feed import Feed
 from plait.inputs import SlicedInput, Span, can_slice
 from plait.options import Options
+from plait.outcome import Chunk
 
 from .conftest import Way, double
 
@@ -85,6 +88,23 @@ def test_a_list_that_gets_shorter_meanwhile_ends_there(backend: Any) -> None:
     values = plait.map(shorten, items, backend=backend)
     assert values == [*range(len(values))]
     assert 100_000 <= len(values) <= 200_000
+
+
+@pytest.mark.parametrize("task_s", [0.0, 0.000_1], ids=["tiny", "not so tiny"])
+def test_in_the_sample_too_nothing_runs_after_the_first_error(task_s: float) -> None:
+    calls = 0
+
+    def fail(n: int) -> int:
+        nonlocal calls
+        calls += 1
+        until = time.perf_counter() + task_s
+        while time.perf_counter() < until:
+            pass
+        return 1 // (7 - n)
+
+    with pytest.raises(ZeroDivisionError):
+        plait.map(fail, range(1000), retries=0)
+    assert calls == 8
 
 
 @pytest.mark.parametrize("given", [lambda items: items, list, tuple])
@@ -170,27 +190,76 @@ def test_the_sample_counts(tmp_path: Any) -> None:
     assert seen[0] == 0
 
 
+def numbers(chunk: Chunk) -> list[int]:
+    """Return the items of a chunk, which are the numbers of its tasks here."""
+    assert list(chunk.items) == list(range(chunk.first, chunk.first + len(chunk.items)))
+    return list(chunk.items)
+
+
 def test_what_is_given_back_is_taken_again_in_order() -> None:
     for source in (iter(range(20)), range(20)):
         feed = Feed(source, 20, Options(), keeps=True)
         feed.open(lambda: None)
-        assert list(feed.take(10, 10, 1)) == list(range(10))
-        feed.give_back(range(4, 10))
-        assert (feed.fed, feed.remaining) == (4, 16)
-        assert list(feed.take(3, 3, 1)) == [4, 5, 6]
-        feed.give_back([5, 6])  # again, of what was given back before
-        taken = [list(feed.take(4, 4, 1)) for _ in range(6)]
-        assert [item for items in taken for item in items] == list(range(5, 20))
-        feed.give_back([19])
-        assert list(feed.take(4, 4, 1)) == [19]
+        chunk = feed.take(10, 10, 1)
+        assert numbers(chunk) == list(range(10))
+        feed.give_back(chunk.part(4))
+        assert (feed.fed, feed.remaining, feed.numbered) == (4, 16, 10)
+        chunk = feed.take(3, 3, 1)
+        assert numbers(chunk) == [4, 5, 6]
+        feed.give_back(chunk.part(1))  # again, of what was given back before
+        chunks = [feed.take(4, 4, 1) for _ in range(6)]
+        assert [item for chunk in chunks for item in numbers(chunk)] == list(range(5, 20))
+        feed.give_back(chunks[-1] if chunks[-1].items else chunks[-2])
+        assert numbers(feed.take(4, 4, 1))
         assert feed.has_given_all
 
 
 def test_what_is_given_back_after_a_stop_is_not_taken_again() -> None:
     feed = Feed(range(20), 20, Options(), keeps=True)
     feed.open(lambda: None)
-    items = feed.take(10, 10, 1)
+    chunk = feed.take(10, 10, 1)
     feed.stop()  # as Ctrl-C does, in the middle of a step
-    feed.give_back(items[5:])
+    feed.give_back(chunk.part(5))
     assert not feed.is_open
-    assert list(feed.take(5, 5, 1)) == []
+    assert not feed.take(5, 5, 1).items
+    assert [numbers(chunk) for chunk in feed.returned] == [[5, 6, 7, 8, 9]]
+
+
+def test_a_stop_that_comes_amid_a_give_back_is_not_forgotten() -> None:
+    feed = Feed(range(20), 20, Options(), keeps=True)
+    feed.open(lambda: None)
+    chunk = feed.take(20, 20, 1)
+
+    class StopsAmidst(list[Any]):
+        def __len__(self) -> int:
+            feed.stop()
+            return 3
+
+    feed.give_back(chunk._replace(items=StopsAmidst([17, 18, 19])))
+    assert not feed.is_open
+
+
+@pytest.mark.parametrize("is_sliced", [False, True])
+def test_a_task_keeps_its_number_in_whatever_order_chunks_are_given_back(is_sliced: bool) -> None:
+    for seed in range(200):
+        draw = random.Random(seed)
+        total = draw.randrange(40)
+        items = range(total) if is_sliced else iter(range(total))
+        feed = Feed(items, total, Options(), keeps=True)
+        feed.open(lambda: None)
+        out: list[Chunk] = []
+        done: list[int] = []
+        while feed.is_open or out:
+            step = draw.choice(("take", "give back", "finish")) if out else "take"
+            if step == "take":
+                chunk = feed.take(draw.randint(1, 9), 9, 1)
+                out += [chunk] if chunk.items else []
+                continue
+            chunk = out.pop(draw.randrange(len(out)))
+            place = draw.randint(0, len(chunk.items)) if step == "give back" else None
+            done += numbers(chunk.part(0, place))
+            if place is not None:
+                feed.give_back(chunk.part(place))
+            assert feed.fed == len(done) + sum(len(chunk.items) for chunk in out), seed
+        assert sorted(done) == list(range(total)), seed
+        assert feed.numbered == total

@@ -22,6 +22,7 @@ LAYERS = (
     "errors",
     "tasks",
     "outcome",
+    "audit",
     "sentinel",
     "compiled",
     "running",

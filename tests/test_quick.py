@@ -19,7 +19,7 @@ import plait
 from plait import quick
 from plait.choice import is_coroutine
 from plait.heartbeat import has_gil
-from plait.outcome import Call
+from plait.outcome import Call, Chunk
 from plait.probe import Probe
 from plait.quick import Start, suits
 
@@ -428,7 +428,7 @@ def test_of_a_slow_first_task_it_is_known_whether_it_holds_the_gil() -> None:
     start = Start(compress, "one", (range(100),))
     assert not start.run()
     assert start.heart is not None
-    probe = Probe(Call(compress), lambda _: [])
+    probe = Probe(Call(compress), lambda _: Chunk(0, ()))
     probe.take_over(start)
     assert probe.sample is not None
     assert probe.sample.tasks == 1

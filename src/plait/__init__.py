@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from plait.aio import amap, arun
     from plait.errors import (
         DeadlockError,
+        InternalError,
         MemoryLimitExceeded,
         NotPicklable,
         OptionError,
@@ -40,6 +41,7 @@ __all__ = [
     "Attempt",
     "DeadlockError",
     "Executor",
+    "InternalError",
     "MemoryLimitExceeded",
     "NotPicklable",
     "OptionArgs",
@@ -80,6 +82,7 @@ __all__ = [
 _HOMES = {
     "Attempt": "outcome",
     "DeadlockError": "errors",
+    "InternalError": "errors",
     "Executor": "executor",
     "MemoryLimitExceeded": "errors",
     "NotPicklable": "errors",

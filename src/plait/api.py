@@ -152,14 +152,19 @@ def plan(
 
 def _map(fn: Any, style: str, iterables: tuple[Iterable[Any], ...], options: Any) -> list[Any]:
     start = None
-    if not options and suits(fn, iterables):
-        start = Start(fn, style, iterables, _go_beside)
-        if start.run():
-            return start.values
-    _load(options)
-    from plait.calls import collect_values
+    try:
+        if not options and suits(fn, iterables):
+            start = Start(fn, style, iterables, _go_beside)
+            if start.run():
+                return start.values
+        _load(options)
+        from plait.calls import collect_values
 
-    return collect_values(fn, style, iterables, options, start)
+        return collect_values(fn, style, iterables, options, start)
+    except BaseException:
+        if start is not None:
+            start.cancel()
+        raise
 
 
 def _go_beside(start: Start) -> None:

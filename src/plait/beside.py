@@ -14,6 +14,21 @@ Two threads want the rest of the run then. Who takes the ``claim`` has it:
     has it: it goes on, there is no helper       has it: it works until it is called back
     has it not: calls the helper back, waits     has it not: it ends
 
+So each thing has one owner at any moment, and only the owner reads or changes it:
+
+    what                                    before the claim   the helper has it   called back
+    feed (input, numbers), retries, plan,
+      lane, pilot, report, ``rest``         caller             helper              caller
+    the tasks of the caller's step: those
+      it is in, and those after them        caller             caller              caller
+    the measurements of the probe           caller             caller              caller
+    ``early``, ``error``                    helper             helper              caller
+
+The caller's thread keeps the tasks of its step that it will not run after all, some milliseconds
+of work, and gives them back when it owns the feed again. ``claim`` and ``_ended`` pass
+ownership on; ``must_stop``, ``stop`` and ``wake`` may be used by any thread. While the helper only
+looks it reads the clocks of the other thread and how many tasks remain, as a guess.
+
 While there is a helper, threads of this process are switched every half a millisecond at most
 (sys.setswitchinterval). Python lets a thread that computes go on for 5 ms each time another one
 asks for the GIL; the helper reads files and starts workers, and asks for it after every call of
@@ -30,15 +45,15 @@ import os
 import sys
 import threading
 import time
-from _thread import LockType, allocate_lock, get_ident, get_native_id
+from _thread import allocate_lock, get_ident, get_native_id
 from collections.abc import Callable, Generator
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Protocol
 
 from plait.clocks import ThreadClock, clock_of_thread
-from plait.errors import PlaitError
 from plait.heartbeat import Heartbeat, Tally
 from plait.imports import Imports
+from plait.quick import Claim
 from plait.sentinel import sentinel
 
 if TYPE_CHECKING:
@@ -63,11 +78,13 @@ class LongTask:
         self,
         before: ThreadClock,
         thread: tuple[int, int],
-        claim: LockType,
+        claim: Claim,
         imports: Imports,
         heart: Heartbeat | None = None,
+        tasks: int = 0,
     ) -> None:
-        """``heart`` beats already."""
+        """``heart`` beats already; ``tasks`` were measured before it."""
+        self.tasks = tasks
         self.heart = heart
         self.before = before
         self.thread = thread
@@ -77,7 +94,7 @@ class LongTask:
     @property
     def is_over(self) -> bool:
         """Whether its thread has gone on."""
-        return self.claim.locked()
+        return self.claim.is_taken
 
     def clocks(self) -> ThreadClock:
         """Read the clocks of its thread, until now."""
@@ -112,42 +129,76 @@ class Conducted(Protocol):
 
 
 class Beside:
-    """The helper of a run: watched tasks, and what was done beside one of them."""
+    """The helper of a run: watched tasks, and what was done beside one of them.
+
+    Attributes:
+        must_stop: the helper is to leave; the caller's thread waits for that.
+        is_driving: the helper has the run.
+        has_helped: a helper was started.
+        error: what ended the helper's work.
+        early: what it has finished.
+    """
 
     def __init__(self, run: Conducted) -> None:
         self.run = run
         self.must_stop = False
-        self.has_helped = False  # a helper was started
+        self.is_driving = False
+        self.has_helped = False
         self.error: BaseException | None = None
-        self.early: list[Finished] = []  # what it has finished
+        self.early: list[Finished] = []
         self._task: LongTask | None = None
         self._watch: Watch | None = None
         self._ended = allocate_lock()  # held by the helper from before it takes the claim
 
     # --- In the caller's thread --------------------------------------------------------
 
-    def begin(self, before: ThreadClock, heart: Heartbeat | None = None) -> None:
-        """Hear that a task begins, at these readings of the clocks; ``heart`` beats for it."""
+    def begin(self, before: ThreadClock, heart: Heartbeat | None = None, tasks: int = 0) -> None:
+        """Watch the tasks that begin now, at these readings of the clocks.
+
+        ``heart`` beats for them; ``tasks`` were measured before.
+        """
         thread = (get_ident(), get_native_id())
-        self._task = task = LongTask(before, thread, allocate_lock(), Imports(), heart)
+        task = LongTask(before, thread, Claim(), Imports(), heart, tasks)
+        self.watch(task)
         context = copy_context()
         self._watch = sentinel.arm(lambda: self._start_thread(context.run, task))
 
-    def end(self) -> bool:
-        """Hear that it is over; whether it has imported something."""
-        watch, self._watch = self._watch, None  # it refers to us
-        sentinel.disarm(watch)
-        assert self._task is not None
-        if not self._task.claim.acquire(blocking=False):
-            self.come_back()
-        return self._task.imports.settle()
+    def watch(self, task: LongTask) -> None:
+        """Let this be the task that a helper may go on beside."""
+        self._task = task
 
-    def come_back(self) -> None:
-        """Have the helper stop, and wait until it has."""
-        self.must_stop = True
-        self.run.wake()
-        with self._ended:
-            self.must_stop = False
+    def end(self) -> bool:
+        """End the watch, and the helper with it; return whether something was imported.
+
+        From here on the caller's thread owns the run again. To call it again does no harm.
+        """
+        task = self._task
+        if task is None:
+            return False
+        sentinel.disarm(self._watch)
+        self._watch = None  # it refers to us
+        if not task.claim.take():
+            self._call_back()
+        return task.imports.settle()
+
+    def _call_back(self) -> None:
+        """Have the helper stop, and wait until it has, whatever is raised meanwhile.
+
+        A Ctrl-C here waits for the helper, which looks around at once: to leave it behind, at
+        work on what the caller's thread is about to close, is no choice.
+        """
+        interrupt: BaseException | None = None
+        while True:
+            try:
+                self.must_stop = True
+                self.run.wake()
+                with self._ended:
+                    self.must_stop = False
+                break
+            except BaseException as error:  # noqa: BLE001  raised below, by its signal handler
+                interrupt = error
+        if interrupt is not None:
+            raise interrupt
 
     # --- In the helper -----------------------------------------------------------------
 
@@ -170,7 +221,7 @@ class Beside:
         if plan is None or plan.backend == "serial":
             return
         with self._ended:
-            if task.claim.acquire(blocking=False):
+            if task.claim.take():
                 self.run.follow(plan)
                 self._drive()
 
@@ -200,10 +251,13 @@ class Beside:
     def _plan(self, task: LongTask, held_share: float | None) -> Plan | None:
         try:
             return self.run.plan_beside(task, held_share)
-        except PlaitError:  # the caller's thread will meet it, too
+        # To plan is to pickle the function, while the task may change what it refers to: whatever
+        # comes of that, the caller's thread goes on alone, and meets it again if it is real.
+        except Exception:  # noqa: BLE001
             return None
 
     def _drive(self) -> None:
+        self.is_driving = True
         try:
             for finished in self.run.rest:
                 if finished.values:
@@ -212,6 +266,8 @@ class Beside:
                     return
         except BaseException as error:  # noqa: BLE001  raised in the caller's thread
             self.error = error
+        finally:
+            self.is_driving = False
 
 
 class _BriskSwitching:

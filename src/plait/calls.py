@@ -54,7 +54,7 @@ def collect_values(
     if start is None:
         made = prepare(Call(fn, style), iterables, options, keeps=True)
     else:
-        made = go_on(start, options) if start.beside is None else start.beside.run
+        made = go_on(start, options) if start.is_ours else start.beside.run
     return collect(made, options)
 
 
@@ -70,13 +70,18 @@ def go_on(start: Start, options: Options) -> Run:
         options,
         keeps=True,
         start=start,
+        first=len(start.items),
         is_stored=are_stored(start.iterables),
         is_at_hand=are_at_hand(start.iterables),
     )
 
 
 def go_beside(start: Start) -> None:
-    """Go on with a map whose first moment has no end, as its thread is in a long task."""
+    """Go on with a map whose first moment has no end, as its thread is in a long task.
+
+    That thread begins nothing after it without asking for the claim: so its tasks are as many
+    from now on, until one of the two has it.
+    """
     if not are_at_hand(start.iterables) or len(start.items) != len(start.values) + 1:
         return
     run = go_on(start, Options().with_order(ordered=True))

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Self
 __all__ = [
     "Access",
     "DeadlockError",
+    "InternalError",
     "MemoryLimitExceeded",
     "NotPicklable",
     "OptionError",
@@ -61,6 +62,38 @@ class UnknownOption(PlaitError, TypeError):
     def __init__(self, option: str, hint: str) -> None:
         super().__init__(f"plait has no option {option!r}. {hint}")
         self.option = option
+
+
+class InternalError(PlaitError):
+    """Plait made a mistake: at the end of a run its tasks do not add up. Please report it.
+
+    Raised instead of a result that would be short, or in the wrong order.
+
+    Attributes:
+        total: how many tasks were taken from the input.
+        missing, doubled, unknown: numbers of tasks without an outcome, with more than one, and
+            of tasks that were never taken; lists of ranges.
+    """
+
+    def __init__(
+        self, total: int, missing: list[range], doubled: list[range], unknown: list[range]
+    ) -> None:
+        facts = ((missing, "no outcome"), (doubled, "more than one"), (unknown, "one unasked"))
+        told = "; ".join(f"{_list_ranges(ranges)} have {what}" for ranges, what in facts if ranges)
+        super().__init__(
+            f"plait lost track of its tasks: {told}, of {total} that were taken from the input. "
+            "This is a fault of plait, not of your function. "
+            "Please report it, with the call and the versions of plait and Python."
+        )
+        self.total = total
+        self.missing = missing
+        self.doubled = doubled
+        self.unknown = unknown
+
+
+def _list_ranges(ranges: list[range], most: int = 5) -> str:
+    texts = [f"{r[0]} to {r[-1]}" if len(r) > 1 else str(r[0]) for r in ranges[:most]]
+    return ", ".join(texts) + (", ..." if len(ranges) > most else "")
 
 
 class NotPicklable(PlaitError):

@@ -2,6 +2,12 @@
 
 Used by runs.py, which says who has room. How an input is read is in inputs.py, how large a chunk
 is in chunks.py.
+
+A task has its number from the moment its item is read, and for good: a chunk carries the number
+of its first task, also when it is given back and taken again. So numbers can neither overlap nor
+leave a hole, in whatever order chunks are given back.
+
+One thread owns a feed at a time (beside.py says which). Any thread may call ``stop`` and ``wake``.
 """
 
 from __future__ import annotations
@@ -41,9 +47,8 @@ class Feed:
 
     Attributes:
         total: how many items there are, None if that is not known.
-        fed: how many were taken.
+        numbered: how many tasks have a number, those that ran before there was a feed included.
         handed_out: how many results have gone to the user; bounds how far is read.
-        is_open: false once the input ended, or nothing more is to start.
         is_held_up: nothing more may be read before something is handed out.
         is_stored: all items are there already, and nobody changes them before the end.
         is_at_hand: any thread may read them, and nothing is done for it.
@@ -55,25 +60,25 @@ class Feed:
         total: int | None,
         options: Options,
         *,
+        first: int = 0,
         keeps: bool = False,
         is_stored: bool = False,
         is_at_hand: bool = False,
     ) -> None:
         """Prepare to read.
 
-        ``keeps`` is for who collects all results anyway, and holds none back; ``is_at_hand``
-        says that any thread may read.
+        ``first`` is the number of the first task; ``keeps`` is for who collects all results
+        anyway, and holds none back; ``is_at_hand`` says that any thread may read.
         """
         self._items = items if can_slice(items) else iter(items)
         self._options = options
         self._keeps = keeps
         self._input: Input = DirectInput(iter(()))  # until it is opened
-        self._returned: list[Sequence[Any]] = []  # what was given back, the next at the end
+        self._returned: list[Chunk] = []  # what was given back, the next at the end
         self.total = total
-        self.fed = 0
+        self.numbered = first
         self.handed_out = 0
-        self.is_open = True
-        self._is_stopped = False
+        self._is_stopped = False  # set once; the only thing here that other threads may change
         self.is_held_up = False
         self.is_stored = is_stored or type(items) is range
         self.is_at_hand = is_at_hand
@@ -99,6 +104,26 @@ class Feed:
         return self.is_at_hand or not isinstance(self._input, DirectInput)
 
     @property
+    def is_open(self) -> bool:
+        """Whether more may come: the input has not ended, and nobody called ``stop``."""
+        return not self._is_stopped and (bool(self._returned) or not self._input.has_ended)
+
+    @property
+    def fed(self) -> int:
+        """How many tasks were taken and not given back."""
+        return self.numbered - sum(len(chunk.items) for chunk in self._returned)
+
+    @property
+    def returned(self) -> list[Chunk]:
+        """What was given back and not taken again."""
+        return list(self._returned)
+
+    @property
+    def has_shrunk(self) -> bool:
+        """Whether the input got shorter than it was when tasks were taken from it."""
+        return self._input.has_shrunk
+
+    @property
     def remaining(self) -> int | None:
         """How many tasks were not fed yet; None: unknown."""
         if not self.is_open:
@@ -115,10 +140,10 @@ class Feed:
         """What the user's iterator raised."""
         return self._input.error
 
-    def take(self, count: int, in_flight: int, workers: int) -> Sequence[Any]:
-        """Take items, at most ``count`` and as many as may be under way or wait unread."""
+    def take(self, count: int, in_flight: int, workers: int) -> Chunk:
+        """Take tasks, at most ``count`` and as many as may be under way or wait unread."""
         if not self.is_open:
-            return []
+            return Chunk(self.numbered, ())
         if not self._keeps:
             asked = self._options.buffersize
             auto = max(UNREAD_CHUNKS * in_flight, LEAST_UNREAD * workers)
@@ -126,31 +151,30 @@ class Feed:
             self._input.allow(allowed)
             count = min(count, allowed - self.fed)
             self.is_held_up = count <= 0
-        items = self._take_returned(count) if self._returned else self._input.take(count)
-        self.fed += len(items)
-        if self._input.has_ended and not self._returned:
-            self.is_open = False
-        return items
+        return self._take_returned(count) if self._returned else self._take_new(count)
 
-    def _take_returned(self, count: int) -> Sequence[Any]:
+    def _take_new(self, count: int) -> Chunk:
+        chunk = Chunk(self.numbered, self._input.take(count))
+        self.numbered += len(chunk.items)
+        return chunk
+
+    def _take_returned(self, count: int) -> Chunk:
         if count <= 0:
-            return []
-        items = self._returned.pop()
-        if len(items) > count:
-            self._returned.append(items[count:])
-        return items[:count]
+            return Chunk(self.numbered, ())
+        chunk = self._returned.pop()
+        if len(chunk.items) <= count:
+            return chunk
+        self._returned.append(chunk.part(count))
+        return chunk.part(0, count)
 
-    def give_back(self, items: Sequence[Any]) -> None:
-        """Take back the last of the items that were taken: they will be the next."""
-        if len(items):
-            self._returned.append(items)
-            self.fed -= len(items)
-            self.is_open = not self._is_stopped
+    def give_back(self, chunk: Chunk | None) -> None:
+        """Take back tasks that were taken and not begun; they will be the next."""
+        if chunk is not None and len(chunk.items):
+            self._returned.append(chunk)
 
     def stop(self) -> None:
         """Give nothing more, not even what will be given back; from a signal handler, too."""
         self._is_stopped = True
-        self.is_open = False
 
     def make_sizer(self, plan: Plan, depth: int) -> ChunkSizer:
         """Return what sizes the chunks: where memory is constant, all of them share its bound."""
@@ -173,16 +197,15 @@ class Feed:
                 places = workers * (room.depth if size.brief else 1) - room.lane.pending
                 if len(chunks) >= places:
                     return True
-                first = self.fed
-                items = self.take(size.tasks, size.tasks * workers * room.depth, workers)
-                if not len(items):
+                chunk = self.take(size.tasks, size.tasks * workers * room.depth, workers)
+                if not len(chunk.items):
                     return True
                 # A limit is for one task: so each has its own time, and nothing runs twice.
                 limits = setting.limits
                 together = size.together and not limits.are_set
                 # Between two chunks a worker's memory is looked at: so none waits behind another.
                 brief = size.brief and limits.memory_bytes is None
-                chunks.append(Chunk(first, items, together, brief))
+                chunks.append(chunk._replace(together=together, brief=brief))
                 now = monotonic()
                 # An item may be changed as the next one is read: so it is packed before.
                 if not self.is_stored or now - started > TOGETHER_S:

@@ -34,6 +34,11 @@ class Input(Protocol):
     error: BaseException | None  # what the user's iterator raised
 
     @property
+    def has_shrunk(self) -> bool:
+        """Whether items that were taken are not there any more: a list was made shorter."""
+        ...
+
+    @property
     def has_ended(self) -> bool:
         """Whether there is nothing more to take."""
         ...
@@ -65,6 +70,8 @@ class _StopReading(KeyboardInterrupt):
 
 class DirectInput:
     """Items that are read by whoever takes them: as with the plain loop, in its thread."""
+
+    has_shrunk = False
 
     def __init__(self, items: Iterator[Any], *, one_by_one: bool = False) -> None:
         self._items = items
@@ -187,6 +194,11 @@ class SlicedInput:
         self._taken = 0
 
     @property
+    def has_shrunk(self) -> bool:
+        """Whether the list was made shorter than what was taken of it."""
+        return self._taken > len(self._items)
+
+    @property
     def has_ended(self) -> bool:
         """Whether there is nothing more to take."""
         return self._taken >= len(self._items)
@@ -220,6 +232,8 @@ def _ignore() -> None:
 
 class ThreadedInput:
     """Items that a thread reads ahead, as far as it is allowed to."""
+
+    has_shrunk = False
 
     def __init__(self, items: Iterator[Any], on_arrival: Callable[[], None]) -> None:
         """``on_arrival`` is called when something can be taken after nothing could."""

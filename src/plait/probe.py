@@ -12,11 +12,11 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextvars import copy_context
 from queue import Empty, SimpleQueue
 from time import process_time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from plait.blas import find_libraries, thread_limit
 from plait.chunks import TINY_S
@@ -67,21 +67,21 @@ class Probe:
     def __init__(
         self,
         call: Call,
-        read: Callable[[int], Sequence[Any]],
+        read: Callable[[int], Chunk],
         limit: Callable[[], float | None] = lambda: None,
         remaining: Callable[[], int | None] = lambda: None,
         beside: Beside | None = None,
-        give_back: Callable[[Sequence[Any]], None] = lambda _: None,
+        give_back: Callable[[Chunk], None] = lambda _: None,
         *,
         is_alone: bool = True,
     ) -> None:
-        """``read`` returns up to so many of the next items, none at the end.
+        """``read`` returns up to so many of the next tasks, none at the end.
 
         ``limit`` returns how many seconds the next task may take. Where there is a limit, each
         task runs in a thread of its own, which is left to itself when its time is over.
         ``remaining`` returns how many tasks are left; None: unknown. ``beside`` hears when tasks
-        begin and end, to go on beside one that takes long. ``give_back`` takes the last of the
-        items that were read, if they are not run after all. Where a thread reads the input
+        begin and end, to go on beside one that takes long. ``give_back`` takes those of the
+        tasks that were read which are not run after all. Where a thread reads the input
         what is measured is not ``is_alone``: the process is not on a CPU for the tasks only.
         (Nor is it while there is a helper beside a long task, or right after an import.)
         """
@@ -146,13 +146,16 @@ class Probe:
         self._take_in(finished)
         return finished
 
-    def peek(self, task: LongTask, held_share: float | None) -> Sample:
-        """Return what is known while a task is still running, for longer than until now."""
+    @staticmethod
+    def peek(task: LongTask, held_share: float | None) -> Sample:
+        """Return what is known while a task is still running, for longer than until now.
+
+        The helper calls this; the measurements are the caller's thread's own.
+        """
         before, now = task.before, task.clocks()
         cpu, awake_s = now[1] - before[1], on_machine(before, now)
-        known = self.sample
         return Sample(
-            tasks=1 if known is None else known.tasks,
+            tasks=max(1, task.tasks),
             task_s=LONGER * awake_s,
             cpu_share=min(1.0, cpu / awake_s),
             gil_share=of_time(held_share, cpu / awake_s),
@@ -168,17 +171,18 @@ class Probe:
                 return self._try_on_one_cpu()
             self.is_over = True
             return None
-        items = self._read(self._size if limit_s is None else 1)
-        if not len(items):  # of an array the truth would be another question
+        chunk = self._read(self._size if limit_s is None else 1)
+        if not len(chunk.items):  # of an array the truth would be another question
             return None
         measured = self._measured
-        chunk = Chunk(measured.tasks, items)
         if measured.heart is None and self._wants_heart():
             measured.start_heart()
         if limit_s is not None:
             return self._run_aside(chunk, limit_s)
         finished, before, after, imported = self._measure(chunk)
         tasks = len(finished.values)
+        if tasks < len(chunk.items):
+            self._give_back(chunk.part(tasks))
         imported = imported and not measured.counted  # all of them did
         measured.note(before, after, tasks, (tasks, 1.0) if imported else None)
         if imported:
@@ -240,17 +244,20 @@ class Probe:
 
     def _try_on_one_cpu(self) -> Finished | None:
         """Run some tasks with such threads limited as they are in workers."""
-        items = self._read(TRIED_TASKS)
-        if not len(items):
+        chunk = self._read(TRIED_TASKS)
+        if not len(chunk.items):
             return None
         thread_limit.hold(cpu_count())
         try:
             before = read_thread_clock()
-            self.last = finished = self._run(Chunk(self._measured.tasks, items))
+            self.last = finished = self._run(chunk)
             after = read_thread_clock()
         finally:
             thread_limit.release()
-        self._measured.note_tried(before, after, len(finished.values))
+        tasks = len(finished.values)
+        if tasks < len(chunk.items):
+            self._give_back(chunk.part(tasks))
+        self._measured.note_tried(before, after, tasks)
         return finished
 
     def _wants_heart(self) -> bool:
@@ -270,7 +277,7 @@ class Probe:
             finished = self._run(chunk)
             imported = imports.settle()
         else:
-            self._beside.begin(before, measured.heart)
+            self._beside.begin(before, measured.heart, measured.tasks)
             try:
                 finished = self._run(chunk)
             finally:
@@ -317,11 +324,11 @@ class Probe:
         )
 
     def _run(self, chunk: Chunk) -> Finished:
-        """Run a step, or, if its tasks take longer than those before them, the first of it."""
+        """Run a step, or the first of it: if they take longer than those before, or one fails."""
         until = monotonic() + STEP_S
         mean_s = self._measured.mean_s
         if mean_s is not None and mean_s < TINY_S:
-            stretch = run_together(self._call, chunk.items, catch=CATCH, until=until)
+            stretch = run_together(self._call, chunk.items, catch=CATCH, until=until, stops=True)
         else:
             (stretch,) = run_apart(
                 self._call,
@@ -329,9 +336,8 @@ class Probe:
                 begin=lambda place: not place or monotonic() < until,
                 catch=CATCH,
                 flush_s=math.inf,
+                stops=True,
             )
-        done = len(stretch.values)
-        self._give_back(chunk.items[done:])
         return Finished.of(chunk, 0, stretch._replace(is_last=True), worker="main", pid=os.getpid())
 
     def _take_in(self, finished: Finished) -> None:

@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 
     from plait.heartbeat import Heartbeat
     from plait.outcome import Times
+    from plait.sentinel import Watch
 
-__all__ = ["CATCH", "Start", "join", "suits", "total_of"]
+__all__ = ["CATCH", "Claim", "Start", "join", "suits", "total_of"]
 
 BUDGET_S = 0.001
 """A map that is over sooner needs nothing else. No longer, for a loop with clocks is slower."""
@@ -71,6 +72,32 @@ def join(iterables: tuple[Iterable[Any], ...]) -> Iterator[Any]:
     return iter(iterables[0]) if len(iterables) == 1 else zip(*iterables, strict=False)
 
 
+class Claim:
+    """Decide, once and for all, which of two threads goes on with a run: the first that asks.
+
+    Who asks again gets the same answer, so an interrupt between two steps does no harm.
+
+    >>> claim = Claim()
+    >>> claim.is_taken, claim.take(), claim.take(), claim.is_taken
+    (False, True, True, True)
+    """
+
+    __slots__ = ("_owner",)
+
+    def __init__(self) -> None:
+        self._owner: dict[str, int] = {}
+
+    def take(self) -> bool:
+        """Take the claim if nobody has it; return whether the calling thread has it."""
+        # One step for all threads, also where there is no GIL.
+        return self._owner.setdefault("thread", get_ident()) == get_ident()
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether a thread has it."""
+        return bool(self._owner)
+
+
 class Start:
     """The first tasks of a map, run in a plain loop.
 
@@ -83,9 +110,10 @@ class Start:
         rest: the items that come after them.
         fatal: what ended it that is no task's outcome.
         before, after: the clocks of the thread.
-        claim: whoever takes this lock goes on with the rest. This thread does, at the end; if it
-            is in a long task, another one may have done so before.
-        beside: that other one and what it made of it, see beside.py.
+        claim: whoever takes it goes on with the rest. This thread does, at the end; if it is in
+            a long task, another one may have done so before.
+        is_ours: whether this thread has the claim; set at the end.
+        beside: the other one and what it made of the rest, if it has the claim; see beside.py.
         context: the context variables at the beginning.
         thread: the identifiers of this thread, Python's and the system's.
         imports: tells whether one of them imported something.
@@ -112,7 +140,8 @@ class Start:
         self.seconds: list[float] = []
         self.rest = join(iterables)
         self.fatal: BaseException | None = None
-        self.claim = allocate_lock()
+        self.claim = Claim()
+        self.is_ours = False
         self.beside: Any = None
         self.context = copy_context()
         self.thread = (get_ident(), get_native_id())
@@ -123,19 +152,36 @@ class Start:
 
     def run(self) -> bool:
         """Run tasks until the input ends: True. False if time was up, or something was raised."""
-        watch = None
-        if self.total is None or self.total > 1:
-            watch = sentinel.arm(self._hear_of_long_task, self._hear_of_slow_task)
+        watch, is_over = None, False
         try:
+            if self.total is None or self.total > 1:
+                watch = sentinel.arm(self._hear_of_long_task, self._hear_of_slow_task)
             is_over = self._run()
-        finally:
+        except BaseException as error:  # noqa: BLE001  it came before or after the tasks
+            self.fatal = error
+        while not self._is_ended(watch):
+            pass
+        return is_over and self.is_ours and self.fatal is None
+
+    def _is_ended(self, watch: Watch | None) -> bool:
+        """End the watch and settle whose the rest is; False if an interrupt came into it.
+
+        That is kept: to leave before this is settled would leave a helper at work.
+        """
+        try:
             sentinel.disarm(watch)
             self.imports.settle()
-            is_ours = self.claim.acquire(False)  # for good
+            self.is_ours = self.claim.take()
             self._end_heart()
-        if is_ours:
-            self.beside = None
-        return is_over and is_ours
+        except BaseException as error:  # noqa: BLE001
+            self.fatal = error
+            return False
+        return True
+
+    def cancel(self) -> None:
+        """End what a helper has begun, where the caller's thread did not come to take it over."""
+        if self.beside is not None and not self.is_ours:
+            self.beside.run.cancel()
 
     def _hear_of_slow_task(self) -> None:
         modules = len(sys.modules)
@@ -143,7 +189,7 @@ class Start:
 
         self.imports.leave_out(len(sys.modules) - modules)
         with self._starts_heart:
-            if not self.claim.locked():
+            if not self.claim.is_taken:
                 self.heart = Heartbeat()
                 self.heart.start()
                 self.heart.resume(self.thread[1])

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
+from inspect import GEN_CLOSED, getgeneratorstate
 from queue import Empty, SimpleQueue
 from time import process_time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from plait import costs, pools
+from plait.audit import Audit
 from plait.backends.contract import Setting
 from plait.beside import Beside
 from plait.choice import Question, decide, is_coroutine, look_ahead
@@ -24,7 +26,7 @@ from plait.errors import RunTimeout, TaskError
 from plait.feed import Feed, Room
 from plait.host import monotonic, queued_s
 from plait.limits import Limits
-from plait.outcome import Call, Finished, Outcome
+from plait.outcome import Call, Chunk, Finished, Outcome
 from plait.pilot import Machine, Pilot
 from plait.plans import Plan
 from plait.probe import Probe
@@ -68,13 +70,15 @@ class Run:
         backend: Backend | None = None,
         keeps: bool = False,
         start: Start | None = None,
+        first: int = 0,
         is_stored: bool = False,
         is_at_hand: bool = False,
     ) -> None:
         """Prepare a run over ``items``, ``total`` of them if that is known.
 
         ``backend`` is a pool to use; ``keeps`` is for who collects everything anyway;
-        ``start`` is what was done already: ``items`` are those after it, ``total`` counts all;
+        ``start`` is what was done already: ``items`` are those after it, from number ``first`` on,
+        ``total`` counts all;
         ``is_stored``: all items are there already, and nobody changes them before the end;
         ``is_at_hand``: any thread may read them.
         """
@@ -82,8 +86,15 @@ class Run:
         self.report = Report()
         self._call = call
         self._feed = Feed(
-            items, total, options, keeps=keeps, is_stored=is_stored, is_at_hand=is_at_hand
+            items,
+            total,
+            options,
+            first=first,
+            keeps=keeps,
+            is_stored=is_stored,
+            is_at_hand=is_at_hand,
         )
+        self._audit = Audit()
         self._options = options
         self._backend = backend
         self._keeps = keeps
@@ -153,10 +164,14 @@ class Run:
         self.stop()
         # A generator that is running, in another thread, cannot be closed (CPython 3.11 may crash
         # of it); but it was woken.
-        for generator in (self._outcomes, self._stretches):
-            if generator is not None and not getattr(generator, "gi_running", False):
+        generators = [one for one in (self._outcomes, self._stretches) if one is not None]
+        for generator in generators:
+            if not getattr(generator, "gi_running", False):
                 with suppress(ValueError):
                     generator.close()
+        if getgeneratorstate(self._stretches) == GEN_CLOSED:  # or it never began
+            self._end_beside()
+            self._stack.close()
 
     def stop(self) -> None:
         """Start nothing new, no further try either; what runs goes on, and its outcomes come.
@@ -252,6 +267,15 @@ class Run:
             yield from self.rest
             # The helper may have been through with it before its own last task failed.
             yield from self._follow_plans()
+            if not self._is_cancelled:
+                self._check_tasks()
+
+    def _check_tasks(self) -> None:
+        """Raise InternalError unless every task that was taken has one outcome, and one only."""
+        feed, audit = self._feed, self._audit
+        for chunk in feed.returned:  # the run was stopped before they were taken again
+            audit.add(chunk.first, len(chunk.items))
+        audit.check(feed.numbered, may_lack=feed.has_shrunk)
 
     def _begin(self) -> None:
         if self._has_begun:  # by the helper, for a map whose first task took long
@@ -269,6 +293,12 @@ class Run:
         stack.callback(self._feed.close)
         stack.callback(self._give_up_retries)
         stack.callback(self.rest.close)
+        stack.callback(self._end_beside)
+
+    def _end_beside(self) -> None:
+        """Call back the helper, should it still be at work, before anything is closed."""
+        if self.beside is not None:
+            self.beside.end()
 
     def _give_up_retries(self) -> None:
         for finished in self._retries.give_up():
@@ -392,10 +422,19 @@ class Run:
         sample = pilot.look_again(remaining, max(1, self.report.tasks), now)
         if sample is not None:
             plan = self._choose(sample, last, lane.left)
-            if pilot.is_worth(plan):
+            if pilot.is_worth(plan) and not self._is_for_another_thread(plan):
                 pilot.is_leaving = True
                 self._feed.give_back(lane.take_back())
                 self.follow(plan)
+
+    def _is_for_another_thread(self, plan: Plan) -> bool:
+        """Whether the helper drives, and its plan is the loop: that is the caller's thread's."""
+        return plan.backend == "serial" and self._has_helper
+
+    @property
+    def _has_helper(self) -> bool:
+        """Whether it is the helper that drives."""
+        return self.beside is not None and self.beside.is_driving
 
     def _settle(self, batch: list[Finished]) -> list[Finished]:
         """Record what is final; all of it, before the reader may leave at the first."""
@@ -421,6 +460,10 @@ class Run:
         return None if due == math.inf else max(0.0, due - monotonic())
 
     def _await_next_try(self) -> None:
+        """Wait until a task is to be tried again, or the reader lets more be read."""
+        if not (self._retries or self._has_helper):
+            # All outcomes were handed out, or wait for one before them that will never come.
+            self._audit.check(self._feed.numbered)
         with suppress(Empty):
             self._bell.get(timeout=self._patience())
 
@@ -436,6 +479,7 @@ class Run:
         """Record what finished; for an error that stops the run, stop feeding."""
         if not finished.values:  # the end of a chunk that was cancelled
             return
+        self._audit.add(finished.first, len(finished.values))
         self._kept[finished.first] = finished
         self.report.add(finished)
         for place, error in finished.errors.items():
@@ -499,7 +543,6 @@ class Run:
         """Count what ran before there was a run."""
         start = self._start
         if start is not None and start.values:
-            self._feed.fed = len(start.values)
             yield from self._settle([probe.take_over(start)])
 
     def plan_beside(self, task: LongTask, held_share: float | None) -> Plan | None:
@@ -519,8 +562,8 @@ class Run:
         self._probe = probe = self._make_probe()
         start.beside = beside = self.beside
         assert beside is not None
-        self._feed.fed = len(start.items)
-        done = len(start.items) - 1
+        beside.watch(task)
+        done = self._feed.numbered - 1
         if done:
             beside.early += self._settle([probe.take_over(start, 0, done)])
         beside.go(task)
@@ -531,7 +574,7 @@ class Run:
         assert start is not None
         assert probe is not None
         assert self.beside is not None
-        self.beside.come_back()
+        self.beside.end()
         if start.fatal is not None:
             raise start.fatal
         yield from self._settle([probe.take_over(start, len(start.values) - 1)])
@@ -554,15 +597,15 @@ class Run:
             return left if self._options.has_deadline else None
         return min(given, left)
 
-    def _take_now(self, count: int) -> Sequence[Any]:
-        """Take items for the sample; wait for the first if need be."""
-        while self._feed.is_open:
-            items = self._feed.take(count, count, 1)
-            if len(items):
-                return items
-            self._feed.wait(self._patience())
+    def _take_now(self, count: int) -> Chunk:
+        """Take tasks for the sample; wait for the first if need be, but not for a reader."""
+        feed = self._feed
+        while True:
+            chunk = feed.take(count, count, 1)
+            if len(chunk.items) or not feed.is_open or feed.is_held_up:
+                return chunk
+            feed.wait(self._patience())
             self._check_time()
-        return []
 
     def _choose(
         self, sample: Sample | None = None, last: Finished | None = None, left: int = 0

@@ -97,17 +97,19 @@ def run_apart(
     begin: Callable[[int], bool] = lambda _: True,
     catch: tuple[type[BaseException], ...] = CATCH_ALL,
     flush_s: float = FLUSH_S,
+    stops: bool = False,
 ) -> Iterator[Stretch]:
     """Run tasks one by one, each timed, and yield what is done so far now and then.
 
-    ``begin`` hears the place of each task before it starts; False stops.
+    ``begin`` hears the place of each task before it starts; False stops. With ``stops`` an error
+    is the last that it does.
     """
     values: list[Any] = []
     errors: dict[int, BaseException] = {}
     times: list[Times] = []
     unsent_since = monotonic()
     for place, given in enumerate(items):
-        if not begin(place):
+        if not begin(place) or (stops and errors):
             yield Stretch(values, errors, times)
             return
         value, error, (started, seconds) = run_one(call, given, load, dump, catch)

@@ -6,6 +6,7 @@ import itertools
 import os
 import signal
 import threading
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -184,3 +185,19 @@ def test_how_long_is_waited() -> None:
     assert policy.wait_s(OSError(), 10, lambda: 1.0) is None
     assert policy.wait_s(KeyboardInterrupt(), 1, lambda: 1.0) is None  # not by default
     assert RetryPolicy(Options(retries=1, backoff=2)).wait_s(OSError(), 1, lambda: 0.5) == 1.0
+
+
+def test_a_task_of_the_sample_that_is_tried_again_is_not_waited_for_by_the_sample() -> None:
+    """Where no more may be read before its value is, the sample ends: it had waited for ever."""
+    tries = []
+
+    def fail_once(n: int) -> int:
+        tries.append(n)
+        if tries.count(n) == 1 and n < 3:
+            raise OSError(n)
+        return n
+
+    items = iter(range(20))
+    values = list(plait.imap(fail_once, items, retries=1, backoff=0.001, buffersize=2))
+    assert values == list(range(20))
+    assert Counter(tries) == {n: 2 if n < 3 else 1 for n in range(20)}

@@ -18,7 +18,7 @@ from plait.host import monotonic
 from plait.outcome import Call, Chunk, Finished, Stretch
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable
 
 __all__ = ["AsyncioBackend"]
 
@@ -248,9 +248,9 @@ class AsyncioLane:
         """Return nothing: all that was run is told."""
         return 0, 0.0
 
-    def take_back(self) -> Sequence[Any]:
+    def take_back(self) -> Chunk | None:
         """Return nothing: all of it is with the workers."""
-        return ()
+        return None
 
     def wake(self) -> None:
         """Have ``wait_outcomes`` return."""

@@ -13,12 +13,12 @@ open at once, each used by one thread at a time, all from different threads.
 from __future__ import annotations
 
 from contextvars import copy_context
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from plait.limits import Limits
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from plait.outcome import Call, Chunk, Finished
 
@@ -101,8 +101,8 @@ class Lane(Protocol):
         """Return how many tasks were run that were not told of, and the seconds they took."""
         ...
 
-    def take_back(self) -> Sequence[Any]:
-        """Return the last of the items that were submitted, if they will not be run after all.
+    def take_back(self) -> Chunk | None:
+        """Return the last of the tasks that were submitted, if they will not be run after all.
 
         Those that the caller itself would run next; what is with workers is theirs.
         """

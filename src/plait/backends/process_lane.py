@@ -326,9 +326,9 @@ class ProcessLane:
         """Return nothing: all that was run is told."""
         return 0, 0.0
 
-    def take_back(self) -> Sequence[Any]:
+    def take_back(self) -> Chunk | None:
         """Return nothing: all of it is with the workers."""
-        return ()
+        return None
 
     def wake(self) -> None:
         """Have ``wait_outcomes`` return."""

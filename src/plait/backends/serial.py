@@ -23,6 +23,7 @@ __all__ = ["SerialBackend"]
 
 TELL_S = 0.03
 """A chunk that takes longer tells what is done of it."""
+NO_CHUNK = Chunk(0, ())
 
 
 class SerialBackend:
@@ -66,7 +67,8 @@ class SerialLane:
         self._in_one_piece = setting.in_one_piece
         self._chunks: deque[Chunk] = deque()
         self._running: Iterator[Finished | None] | None = None
-        self._items: Sequence[Any] = ()  # of the chunk that is running
+        self._chunk = NO_CHUNK  # which is running
+        self._items: Sequence[Any] = ()  # of that, as far as they are to be run
         self._done = 0  # so many of them
         self._has_failed = False
         self._untold: tuple[Chunk, int, Stretch] | None = None  # what was not told of it yet
@@ -100,7 +102,7 @@ class SerialLane:
 
     def _run(self, chunk: Chunk) -> Iterator[Finished | None]:
         """Yield what finished; None to say that time has passed."""
-        self._items, self._done = chunk.items, 0
+        self._chunk, self._items, self._done = chunk, chunk.items, 0
         if chunk.together and self._in_one_piece:
             yield from self._run_in_one_piece(chunk)
             return
@@ -170,11 +172,11 @@ class SerialLane:
         is_running = self._running is not None and not self._chunks
         return len(self._items) - self._done if is_running else 0
 
-    def take_back(self) -> Sequence[Any]:
+    def take_back(self) -> Chunk | None:
         """Return what is left of the running chunk, if there is no other, and do not run it."""
         if not self.left:
-            return ()
-        rest, self._items = self._items[self._done :], ()
+            return None
+        rest, self._items = self._chunk.part(self._done), ()
         whole = self._tell()
         self._running = iter([whole._replace(is_last=True)]) if whole is not None else None
         return rest

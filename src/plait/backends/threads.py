@@ -27,7 +27,7 @@ from plait.running import begin_task, begin_tasks, end_tasks
 from plait.worker import FLUSH_S, run_apart, run_together
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
 __all__ = ["ThreadBackend"]
 
@@ -320,9 +320,9 @@ class ThreadLane:
         """Return nothing: all that was run is told."""
         return 0, 0.0
 
-    def take_back(self) -> Sequence[Any]:
+    def take_back(self) -> Chunk | None:
         """Return nothing: all of it is with the workers."""
-        return ()
+        return None
 
     def wake(self) -> None:
         """Have ``wait_outcomes`` return."""
