@@ -107,6 +107,36 @@ def test_in_the_sample_too_nothing_runs_after_the_first_error(task_s: float) -> 
     assert calls == 8
 
 
+def test_a_list_that_gets_shorter_amid_tasks_that_fail_gives_their_error() -> None:
+    items = list(range(200_000))
+
+    def shorten(n: int) -> int:
+        if n == 100_005:
+            del items[1000:]
+            raise ValueError(n)
+        return n
+
+    with pytest.raises(ValueError, match="100005"):
+        plait.map(shorten, items, backend="serial")
+
+
+@pytest.mark.parametrize("options", [{"retries": 1}, {"backend": "serial"}, {"backend": "threads"}])
+def test_a_list_that_gets_longer_is_an_error_that_carries_what_was_done(options: Any) -> None:
+    items = list(range(100))
+
+    def lengthen(n: int) -> int:
+        if n == 50:
+            items.append(100)
+        return n
+
+    with pytest.raises(plait.InputChanged, match="while its first 100 items were mapped") as caught:
+        plait.map(lengthen, items, **options)
+    run = caught.value.plait_run  # type: ignore[attr-defined]
+    assert [outcome.value for outcome in run.outcomes] == list(range(100))
+    again = pickle.loads(pickle.dumps(plait.InputChanged(7)))
+    assert (again.total, str(again)) == (7, str(plait.InputChanged(7)))
+
+
 @pytest.mark.parametrize("given", [lambda items: items, list, tuple])
 @pytest.mark.parametrize("backend", ["auto", "serial"])
 def test_as_in_a_loop_nothing_runs_after_the_first_error(

@@ -316,10 +316,6 @@ def test_ctrl_c_between_any_two_lines_of_the_loop(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.usefixtures("moment")
 def test_what_is_wrong_is_refused_before_anything_runs() -> None:
-    class Strange(list[int]):
-        def __len__(self) -> int:
-            raise ArithmeticError("no length")
-
     class Unreadable:
         __iter__ = None
 
@@ -335,9 +331,23 @@ def test_what_is_wrong_is_refused_before_anything_runs() -> None:
         wrong(task.method, Unreadable())
     with pytest.raises(TypeError, match="the second input is no iterable but int"):
         wrong(task.method, [1], 5)
-    with pytest.raises(ArithmeticError, match="no length"):
-        wrong(task.method, Strange([1]))
     assert task.begun == []
+
+
+@pytest.mark.parametrize("length", [-1, 0, 1, 1000, ArithmeticError("no length")])
+@pytest.mark.parametrize("options", [{}, {"retries": 1}, {"backend": "threads"}])
+def test_a_length_that_is_wrong_is_not_believed(length: Any, options: Any) -> None:
+    class Strange:
+        def __len__(self) -> int:
+            if isinstance(length, Exception):
+                raise length
+            return int(length)
+
+        def __iter__(self) -> Iterator[int]:
+            return iter(range(50))
+
+    assert plait.map(abs, Strange(), **options) == list(range(50))
+    assert list(plait.imap(abs, Strange(), **options)) == list(range(50))
 
 
 # --- What the sample learns ------------------------------------------------------------------

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from plait.aio import amap, arun
     from plait.errors import (
         DeadlockError,
+        InputChanged,
         InternalError,
         MemoryLimitExceeded,
         NotPicklable,
@@ -41,6 +42,7 @@ __all__ = [
     "Attempt",
     "DeadlockError",
     "Executor",
+    "InputChanged",
     "InternalError",
     "MemoryLimitExceeded",
     "NotPicklable",
@@ -82,6 +84,7 @@ __all__ = [
 _HOMES = {
     "Attempt": "outcome",
     "DeadlockError": "errors",
+    "InputChanged": "errors",
     "InternalError": "errors",
     "Executor": "executor",
     "MemoryLimitExceeded": "errors",

@@ -47,12 +47,13 @@ import threading
 import time
 from _thread import allocate_lock, get_ident, get_native_id
 from collections.abc import Callable, Generator
+from contextlib import ExitStack, suppress
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Protocol
 
-from plait.clocks import ThreadClock, clock_of_thread
+from plait.clocks import ThreadClock, clock_of_thread, monotonic
 from plait.heartbeat import Heartbeat, Tally
-from plait.imports import Imports
+from plait.imports import Imports, is_amid_import
 from plait.quick import Claim
 from plait.sentinel import sentinel
 
@@ -66,6 +67,9 @@ __all__ = ["Beside", "LongTask"]
 LOOK_S = 0.03
 LOOK_ON_S = 0.02
 """How long it is watched who holds the GIL; if that has been watched since the task began."""
+
+PATIENCE_S = 2.0
+"""How long a helper is waited for that is to leave because the run is ended from outside."""
 
 BRISK_S = 0.000_5
 """How long a thread keeps the GIL while a helper wants it."""
@@ -105,6 +109,15 @@ class LongTask:
         self.before, self.heart = self.clocks(), None
 
     @property
+    def is_amid_import(self) -> bool:
+        """Whether the call itself is part of an import: at the top of a module, for example.
+
+        To pickle what that module defines then waits for the end of the import, and so for the
+        long task: there is nothing to be done beside it.
+        """
+        return is_amid_import(self.thread[0])
+
+    @property
     def is_importing(self) -> bool:
         """Whether it is in an import now: what the first task does, and the others do not."""
         return self.imports.look(self.thread[0])
@@ -114,6 +127,11 @@ class Conducted(Protocol):
     """What the helper needs of a run."""
 
     rest: Generator[Finished]
+
+    @property
+    def begun(self) -> int:
+        """How many tasks were taken from the input."""
+        ...
 
     def plan_beside(self, task: LongTask, held_share: float | None) -> Plan | None:
         """Make a plan while a task is still running; None: there is nothing left to do."""
@@ -149,6 +167,7 @@ class Beside:
         self._task: LongTask | None = None
         self._watch: Watch | None = None
         self._ended = allocate_lock()  # held by the helper from before it takes the claim
+        self._leavings: list[ExitStack] = []  # what the helper has to close; who pops it does
 
     # --- In the caller's thread --------------------------------------------------------
 
@@ -182,23 +201,43 @@ class Beside:
         return task.imports.settle()
 
     def _call_back(self) -> None:
-        """Have the helper stop, and wait until it has, whatever is raised meanwhile.
+        """Have the helper stop, and wait until it has."""
+        self.must_stop = True
+        self.run.wake()
+        with self._ended:
+            self.must_stop = False
 
-        A Ctrl-C here waits for the helper, which looks around at once: to leave it behind, at
-        work on what the caller's thread is about to close, is no choice.
+    def leave(self, stack: ExitStack) -> None:
+        """End the helper as ``end`` does, before a run is closed: by ``stack``, which is in use.
+
+        An exception, as of a second Ctrl-C, does not end the waiting: what the helper works with
+        is about to be closed. Should it not come within PATIENCE_S (it may wait for a lock of the
+        user's that the caller's thread holds), all that is to be closed is left to it.
         """
-        interrupt: BaseException | None = None
-        while True:
+        task = self._task
+        if task is None or task.claim.take():
+            return
+        deadline, interrupt = monotonic() + PATIENCE_S, None
+        is_back = False
+        while not is_back and monotonic() < deadline:
             try:
                 self.must_stop = True
                 self.run.wake()
-                with self._ended:
-                    self.must_stop = False
-                break
-            except BaseException as error:  # noqa: BLE001  raised below, by its signal handler
+                is_back = self._ended.acquire(timeout=PATIENCE_S)
+            except BaseException as error:  # noqa: BLE001  raised below
                 interrupt = error
+        if not is_back:
+            self._leavings.append(stack.pop_all())
+            is_back = self._ended.acquire(blocking=False)
+        if is_back:
+            self._ended.release()
+            self._close_leavings()
         if interrupt is not None:
             raise interrupt
+
+    def _close_leavings(self) -> None:
+        with suppress(IndexError):  # the other thread does it
+            self._leavings.pop().close()
 
     # --- In the helper -----------------------------------------------------------------
 
@@ -217,13 +256,14 @@ class Beside:
 
     def _go(self, task: LongTask) -> None:
         held_share = self._look(task)
-        plan = None if task.is_over else self._plan(task, held_share)
+        plan = None if task.is_over or task.is_amid_import else self._plan(task, held_share)
         if plan is None or plan.backend == "serial":
             return
         with self._ended:
             if task.claim.take():
                 self.run.follow(plan)
                 self._drive()
+        self._close_leavings()
 
     def _look(self, task: LongTask) -> float | None:
         """Return for what share of a while the task holds the GIL; it imports nothing meanwhile."""
@@ -258,6 +298,7 @@ class Beside:
 
     def _drive(self) -> None:
         self.is_driving = True
+        begun = self.run.begun
         try:
             for finished in self.run.rest:
                 if finished.values:
@@ -265,7 +306,10 @@ class Beside:
                 if self.must_stop:
                     return
         except BaseException as error:  # noqa: BLE001  raised in the caller's thread
-            self.error = error
+            # If nothing was begun the caller's thread tries again: what was to be pickled may have
+            # been changed amid it, by the long task.
+            if self.run.begun > begun:
+                self.error = error
         finally:
             self.is_driving = False
 

@@ -60,9 +60,12 @@ def collect_values(
 
 def go_on(start: Start, options: Options) -> Run:
     """Make a Run of what a quick start has left; the task in which it may be counts as done."""
+    iterables, done = start.iterables, len(start.items)
     items: Any = start.raising_rest()
-    if start.fatal is None and len(start.iterables) == 1 and can_slice(start.iterables[0]):
-        items = rest_of(start.iterables[0], len(start.items))
+    if start.fatal is None and are_at_hand(iterables):
+        # Nobody else reads from these: the plain loop may still be about to, beside a helper.
+        rests = tuple(rest_of(iterable, done) for iterable in iterables)
+        items = rests[0] if len(rests) == 1 else join(rests)
     return Run(
         Call(start.fn, start.style),
         items,
@@ -70,7 +73,7 @@ def go_on(start: Start, options: Options) -> Run:
         options,
         keeps=True,
         start=start,
-        first=len(start.items),
+        first=done,
         is_stored=are_stored(start.iterables),
         is_at_hand=are_at_hand(start.iterables),
     )

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Self
 __all__ = [
     "Access",
     "DeadlockError",
+    "InputChanged",
     "InternalError",
     "MemoryLimitExceeded",
     "NotPicklable",
@@ -94,6 +95,28 @@ class InternalError(PlaitError):
 def _list_ranges(ranges: list[range], most: int = 5) -> str:
     texts = [f"{r[0]} to {r[-1]}" if len(r) > 1 else str(r[0]) for r in ranges[:most]]
     return ", ".join(texts) + (", ..." if len(ranges) > most else "")
+
+
+class InputChanged(PlaitError, RuntimeError):
+    """The list that was mapped got longer meanwhile, and its new items were not.
+
+    A plain loop would have gone on with them. What was done is in ``plait_run``, as with any
+    error that ends a call.
+
+    Attributes:
+        total: how many items were mapped.
+    """
+
+    def __init__(self, total: int) -> None:
+        super().__init__(
+            f"The list got longer while its first {total} items were mapped. A plain loop would go "
+            "on with the new ones; plait hands out what is there at the call. "
+            "Collect new items in another list, and map that afterwards."
+        )
+        self.total = total
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.total,)
 
 
 class NotPicklable(PlaitError):

@@ -16,8 +16,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from plait.chunks import MOST_TASKS, TOGETHER_S, ChunkSizer
+from plait.errors import InputChanged
 from plait.host import monotonic
-from plait.inputs import READ_S, DirectInput, Input, SlicedInput, ThreadedInput, can_slice
+from plait.inputs import READ_S, DirectInput, Input, SlicedInput, ThreadedInput, can_slice, rest_of
 from plait.outcome import Chunk
 
 if TYPE_CHECKING:
@@ -123,6 +124,11 @@ class Feed:
         """Whether the input got shorter than it was when tasks were taken from it."""
         return self._input.has_shrunk
 
+    def check_growth(self) -> None:
+        """Raise InputChanged if the input got longer since it was asked how long it is."""
+        if self._input.has_grown:
+            raise InputChanged(self.numbered)
+
     @property
     def remaining(self) -> int | None:
         """How many tasks were not fed yet; None: unknown."""
@@ -164,7 +170,9 @@ class Feed:
         chunk = self._returned.pop()
         if len(chunk.items) <= count:
             return chunk
-        self._returned.append(chunk.part(count))
+        self._returned.append(
+            chunk._replace(first=chunk.first + count, items=rest_of(chunk.items, count))
+        )
         return chunk.part(0, count)
 
     def give_back(self, chunk: Chunk | None) -> None:

@@ -120,10 +120,18 @@ class Heartbeat:
         self._tasks_id = 0  # the thread that runs the tasks
 
     def start(self) -> None:
-        """Start its thread, which waits for ``resume``."""
+        """Start its thread, which waits for ``resume``.
+
+        Where no thread can be had there is none, and nothing is counted.
+        """
         self._ended.acquire()
         self._is_running = self._is_awaited = True
-        start_new_thread(self._serve, ())
+        try:
+            start_new_thread(self._serve, ())
+        except RuntimeError:
+            self._is_running = self._is_awaited = False
+            self._ended.release()
+            return
         _running.append(self)
         self._give_turn()
 
@@ -131,7 +139,8 @@ class Heartbeat:
         """Stop, and wait for the end of the thread; may be called again."""
         if self._is_running:
             self._is_running = False
-            _running.remove(self)
+            with suppress(ValueError):  # a fork in another thread has stopped it
+                _running.remove(self)
             self._bell.put(None)
             self._ended.acquire(timeout=GONE_S)  # when Python ends, its other threads do not run
 

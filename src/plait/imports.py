@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-__all__ = ["Imports"]
+__all__ = ["Imports", "is_amid_import"]
 
 FILES = "<frozen importlib"  # how the names of the import system's own files begin
 
@@ -41,3 +41,13 @@ class Imports:
                 return True
             frame = frame.f_back
         return False
+
+
+def is_amid_import(ident: int) -> bool:
+    """Whether a thread, given by its identifier, runs code of a module that is not imported yet."""
+    frame = sys._current_frames().get(ident)  # noqa: SLF001  it is documented
+    while frame is not None:
+        if frame.f_code.co_filename.startswith(FILES):
+            return True
+        frame = frame.f_back
+    return False

@@ -34,6 +34,11 @@ class Input(Protocol):
     error: BaseException | None  # what the user's iterator raised
 
     @property
+    def has_grown(self) -> bool:
+        """Whether a list was made longer since it was looked at."""
+        ...
+
+    @property
     def has_shrunk(self) -> bool:
         """Whether items that were taken are not there any more: a list was made shorter."""
         ...
@@ -71,7 +76,7 @@ class _StopReading(KeyboardInterrupt):
 class DirectInput:
     """Items that are read by whoever takes them: as with the plain loop, in its thread."""
 
-    has_shrunk = False
+    has_grown = has_shrunk = False
 
     def __init__(self, items: Iterator[Any], *, one_by_one: bool = False) -> None:
         self._items = items
@@ -174,6 +179,11 @@ class Span(Sequence[Any]):
     def __reduce__(self) -> tuple[Any, ...]:
         return list, (self[:],)
 
+    @property
+    def has_grown(self) -> bool:
+        """Whether there is more behind it: all of it reached to the end at first."""
+        return self._stop < len(self._items)
+
     def part(self, start: int, stop: int) -> Span:
         """Return a part of it, without a copy."""
         return Span(self._items, self._start + start, self._start + stop)
@@ -181,7 +191,10 @@ class Span(Sequence[Any]):
 
 def rest_of(items: Any, start: int) -> Sequence[Any]:
     """Return what can be sliced, from a place on, without a copy of its items."""
-    return Span(items, start) if type(items) in (list, tuple) else items[start:]
+    kind = type(items)
+    if kind is Span:
+        return cast("Span", items).part(start, len(items))
+    return Span(items, start) if kind in (list, tuple) else cast("Sequence[Any]", items[start:])
 
 
 class SlicedInput:
@@ -197,6 +210,11 @@ class SlicedInput:
     def has_shrunk(self) -> bool:
         """Whether the list was made shorter than what was taken of it."""
         return self._taken > len(self._items)
+
+    @property
+    def has_grown(self) -> bool:
+        """Whether the list was made longer."""
+        return isinstance(self._items, Span) and self._items.has_grown
 
     @property
     def has_ended(self) -> bool:
@@ -233,7 +251,7 @@ def _ignore() -> None:
 class ThreadedInput:
     """Items that a thread reads ahead, as far as it is allowed to."""
 
-    has_shrunk = False
+    has_grown = has_shrunk = False
 
     def __init__(self, items: Iterator[Any], on_arrival: Callable[[], None]) -> None:
         """``on_arrival`` is called when something can be taken after nothing could."""

@@ -18,6 +18,16 @@ if TYPE_CHECKING:
 __all__ = ["Attempt", "Call", "Chunk", "Finished", "Outcome", "Stretch", "Times", "short"]
 
 
+class _Gone:
+    """Stands for an item that a task has taken out of the list which is mapped."""
+
+    def __repr__(self) -> str:
+        return "<an item that is not in the list any more>"
+
+
+GONE = _Gone()
+
+
 class Attempt(NamedTuple):
     """A try of a task that failed and was followed by another.
 
@@ -155,7 +165,7 @@ class Finished(NamedTuple):
             started += place * seconds
         return Outcome(
             index=self.first + place,
-            item=self.items[place],
+            item=self.items[place] if place < len(self.items) else GONE,
             value=self.values[place],
             error=self.errors.get(place),
             attempt=len(self.earlier) + 1,

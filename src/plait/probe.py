@@ -16,7 +16,7 @@ from collections.abc import Callable
 from contextvars import copy_context
 from queue import Empty, SimpleQueue
 from time import process_time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from plait.blas import find_libraries, thread_limit
 from plait.chunks import TINY_S
@@ -59,6 +59,15 @@ known of its length, it is as likely to be more as to be less (Gott, Nature 363,
 TRIED_TASKS = 4
 TRIED_SHARE = 0.02
 """How they do on one CPU is tried if a task may take as long as this share of what remains."""
+
+
+class _Step(NamedTuple):
+    """What was run in a step, with the clocks of its thread, and the process's time on a CPU."""
+
+    finished: Finished
+    before: ThreadClock
+    after: ThreadClock
+    process_s: float
 
 
 class Probe:
@@ -268,46 +277,65 @@ class Probe:
 
     def _measure(self, chunk: Chunk) -> tuple[Finished, ThreadClock, ThreadClock, bool]:
         """Run a step: what finished, the clocks before and after, whether it imported anything."""
-        measured = self._measured
+        measured, beside = self._measured, self._beside
         if measured.heart is not None:
             measured.heart.resume()
-        process_s, before = process_time(), read_thread_clock()
-        if self._beside is None:
-            imports = Imports()
-            finished = self._run(chunk)
+        imports = Imports()
+        if beside is None:
+            step = self._time(chunk)
             imported = imports.settle()
         else:
-            self._beside.begin(before, measured.heart, measured.tasks)
+            beside.begin(read_thread_clock(), measured.heart, measured.tasks)
             try:
-                finished = self._run(chunk)
+                step = self._time(chunk)
             finally:
-                imported = self._beside.end()
-            if self._beside.has_helped:
+                imported = beside.end()
+            if beside.has_helped:
                 measured.is_alone = False
-        after = read_thread_clock()
-        measured.note_process(before, after, process_time() - process_s)
+        finished, before, after, process_s = step
+        measured.note_process(before, after, process_s)
         if measured.heart is not None:
             measured.heart.pause()
         return finished, before, after, imported
 
+    def _time(self, chunk: Chunk) -> _Step:
+        """Run a step between two looks at the clocks; changes nothing here."""
+        process_s, before = process_time(), read_thread_clock()
+        finished = self._run(chunk)
+        return _Step(finished, before, read_thread_clock(), process_time() - process_s)
+
     def _run_aside(self, chunk: Chunk, limit_s: float) -> Finished:
         """Run one task in a thread that can be left, and wait for it as long as it may take."""
-        measured: SimpleQueue[tuple[Finished, ThreadClock, ThreadClock, bool]] = SimpleQueue()
+        heart = self._measured.heart
+        told: SimpleQueue[_Step | BaseException] = SimpleQueue()
         context = copy_context()
-        thread = threading.Thread(
-            target=lambda: measured.put(context.run(self._measure, chunk)),
-            name="plait-sample",
-            daemon=True,
-        )
+
+        def tell() -> None:
+            try:
+                if heart is not None:
+                    heart.resume()
+                told.put(context.run(self._time, chunk))
+            except BaseException as error:  # noqa: BLE001  raised by who waits for it
+                told.put(error)
+
+        thread = threading.Thread(target=tell, name="plait-sample", daemon=True)
         started = monotonic()
         thread.start()
         try:
-            finished, before, after, _ = measured.get(timeout=limit_s)
-            self._measured.note(before, after, 1)
-            self._take_in(finished)
+            step = told.get(timeout=limit_s)
         except Empty:
             self.has_abandoned = True
             finished = self._give_up(chunk, started, limit_s, thread)
+        else:
+            if isinstance(step, BaseException):
+                raise step
+            finished = step.finished
+            self._measured.note_process(step.before, step.after, step.process_s)
+            self._measured.note(step.before, step.after, 1)
+            self._take_in(finished)
+        finally:
+            if heart is not None:
+                heart.pause()
         self._measured.spent_s = max(self.spent_s, monotonic() - started)
         return finished
 

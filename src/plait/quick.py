@@ -63,7 +63,7 @@ def total_of(iterables: tuple[Any, ...]) -> int | None:
     """Return how many items there will be, if all of the iterables know."""
     try:
         return min(len(iterable) for iterable in iterables)
-    except (TypeError, OverflowError):  # it has no length, or one beyond sys.maxsize
+    except Exception:  # noqa: BLE001  no length, one beyond sys.maxsize, or one that is wrong
         return None
 
 

@@ -104,10 +104,13 @@ class Retries:
 
     def keep(self, finished: Finished, now: float) -> Iterator[Finished]:
         """Keep the tasks that are to be tried again, and yield the others: they are final."""
-        start = 0
-        for place in sorted(finished.errors):
-            error = finished.errors[place]
-            wait_s = self._policy.wait_s(error, len(finished.earlier) + 1, self._draw)
+        start, attempt = 0, len(finished.earlier) + 1
+        # All are asked before any is kept: the user's ``retry_on`` may raise.
+        waits = [
+            (place, self._policy.wait_s(finished.errors[place], attempt, self._draw))
+            for place in sorted(finished.errors)
+        ]
+        for place, wait_s in waits:
             if wait_s is None:
                 continue
             if place > start:

@@ -184,7 +184,8 @@ class Run:
 
     def wake(self) -> None:
         """Have the thread that waits for outcomes look around; may be called from anywhere."""
-        self._bell.put(None)
+        if self._bell.empty():
+            self._bell.put(None)
         if self._lane is not None:
             self._lane.wake()
         self._feed.wake()
@@ -268,6 +269,7 @@ class Run:
             # The helper may have been through with it before its own last task failed.
             yield from self._follow_plans()
             if not self._is_cancelled:
+                yield from self._settle(self._retries.give_up())  # it was stopped in the sample
                 self._check_tasks()
 
     def _check_tasks(self) -> None:
@@ -276,6 +278,7 @@ class Run:
         for chunk in feed.returned:  # the run was stopped before they were taken again
             audit.add(chunk.first, len(chunk.items))
         audit.check(feed.numbered, may_lack=feed.has_shrunk)
+        feed.check_growth()
 
     def _begin(self) -> None:
         if self._has_begun:  # by the helper, for a map whose first task took long
@@ -296,9 +299,12 @@ class Run:
         stack.callback(self._end_beside)
 
     def _end_beside(self) -> None:
-        """Call back the helper, should it still be at work, before anything is closed."""
+        """Call back the helper, should it still be at work, before anything is closed.
+
+        If it does not come, it closes what is left here itself, when it leaves.
+        """
         if self.beside is not None:
-            self.beside.end()
+            self.beside.leave(self._stack)
 
     def _give_up_retries(self) -> None:
         for finished in self._retries.give_up():
@@ -513,6 +519,7 @@ class Run:
             yield from self._take_over(probe)
             while self._feed.is_open and (finished := probe.step()) is not None:
                 if probe.has_abandoned:
+                    probe.has_abandoned = False
                     self.report.abandoned += 1
                     self._check_time()  # it may be the whole call's time that is over
                 yield from self._settle([finished])
@@ -552,8 +559,12 @@ class Run:
         """
         if self._feed.remaining == 0:
             return None
-        assert self._probe is not None
-        return self._choose(self._probe.peek(task, held_share))
+        return self._choose(Probe.peek(task, held_share))
+
+    @property
+    def begun(self) -> int:
+        """How many tasks were taken from the input and not given back."""
+        return self._feed.fed
 
     def begin_beside(self, task: LongTask) -> None:
         """Go on, as the helper, with what a quick start has left while it is in its last task."""
@@ -563,6 +574,7 @@ class Run:
         start.beside = beside = self.beside
         assert beside is not None
         beside.watch(task)
+        self._begin()  # while nobody else has this run
         done = self._feed.numbered - 1
         if done:
             beside.early += self._settle([probe.take_over(start, 0, done)])
@@ -598,11 +610,15 @@ class Run:
         return min(given, left)
 
     def _take_now(self, count: int) -> Chunk:
-        """Take tasks for the sample; wait for the first if need be, but not for a reader."""
+        """Take tasks for the sample; wait for the first if need be.
+
+        But not for the reader, nor while a task is to be tried again, which the sample does not
+        do: the next item may not come before that one's value does.
+        """
         feed = self._feed
         while True:
             chunk = feed.take(count, count, 1)
-            if len(chunk.items) or not feed.is_open or feed.is_held_up:
+            if len(chunk.items) or not feed.is_open or feed.is_held_up or self._retries:
                 return chunk
             feed.wait(self._patience())
             self._check_time()
@@ -645,6 +661,8 @@ def _in_order(stretches: Iterator[Finished]) -> Iterator[Finished]:
             _, ready = heapq.heappop(early)
             due += len(ready.values)
             yield ready
+    while early:  # the run was stopped before others that come first
+        yield heapq.heappop(early)[1]
 
 
 def _add_note(error: BaseException, call: Call, outcome: Outcome) -> None:

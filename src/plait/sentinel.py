@@ -67,7 +67,11 @@ class Sentinel:
                 import threading  # noqa: F401
 
                 self._native_id = -1
-                start_new_thread(self._serve, ())
+                try:
+                    start_new_thread(self._serve, ())
+                except RuntimeError:  # there is no room for a thread: nobody watches
+                    self.__init__()  # type: ignore[misc]
+                    return None
             self._bell.put(True)
         return watch
 

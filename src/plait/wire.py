@@ -19,6 +19,7 @@ from functools import lru_cache, partial
 from typing import Any, ClassVar
 
 from plait.errors import NotPicklable
+from plait.outcome import short
 from plait.segments import SEGMENT_BYTES, Segment, SegmentView
 from plait.variables import reduce_variable
 
@@ -346,9 +347,10 @@ def _make_view(buffer: Any, form: str, shape: tuple[int, ...]) -> memoryview:
 def _find_unpicklable(obj: object, name: str, depth: int = 6) -> tuple[str, object]:
     """Return the innermost part that cannot be pickled, as (path, part)."""
     if depth:
-        for path, part in _parts(obj, name):
-            if not _is_picklable(part):
-                return _find_unpicklable(part, path, depth - 1)
+        with suppress(Exception):  # of the user's own, as a property that raises
+            for path, part in _parts(obj, name):
+                if not _is_picklable(part):
+                    return _find_unpicklable(part, path, depth - 1)
     return name, obj
 
 
@@ -370,13 +372,14 @@ def _parts(obj: object, name: str) -> Iterator[tuple[str, object]]:
     elif isinstance(obj, types.FunctionType):
         yield from _function_parts(obj, name)
     elif isinstance(obj, dict):
-        yield from ((f"{name}[{key!r}]", value) for key, value in obj.items())
+        # A copy: another thread may change it meanwhile.
+        yield from ((f"{name}[{short(key)}]", value) for key, value in obj.copy().items())
     elif isinstance(obj, list | tuple | set | frozenset):
-        yield from ((f"{name}[{place}]", value) for place, value in enumerate(obj))
+        yield from ((f"{name}[{place}]", value) for place, value in enumerate(list(obj)))
     else:
         attributes = getattr(obj, "__dict__", None)
         if isinstance(attributes, dict):
-            yield from ((f"{name}.{key}", value) for key, value in attributes.items())
+            yield from ((f"{name}.{key}", value) for key, value in attributes.copy().items())
 
 
 def _function_parts(fn: types.FunctionType, name: str) -> Iterator[tuple[str, object]]:

@@ -108,6 +108,7 @@ def run_apart(
     errors: dict[int, BaseException] = {}
     times: list[Times] = []
     unsent_since = monotonic()
+    last = len(items) - 1  # the user may make a list shorter meanwhile
     for place, given in enumerate(items):
         if not begin(place) or (stops and errors):
             yield Stretch(values, errors, times)
@@ -118,7 +119,7 @@ def run_apart(
             error = None  # who takes the errors may free them
         values.append(value)
         times.append((started, seconds))
-        is_last = place == len(items) - 1
+        is_last = place == last
         if is_last or started + seconds - unsent_since >= flush_s:
             yield Stretch(values, errors, times, is_last)
             values, errors, times = [], {}, []

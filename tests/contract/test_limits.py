@@ -272,3 +272,15 @@ def test_a_memory_limit_has_auto_choose_processes() -> None:
     assert run.plan is not None
     assert str(run.plan).startswith("processes x ")
     assert "a memory limit was asked for" in run.plan.reason
+
+
+class Own(BaseException):
+    """No Exception, as asyncio.CancelledError is none."""
+
+
+def test_what_is_no_exception_comes_out_of_the_sample_at_once() -> None:
+    def fail(_: int) -> None:
+        raise Own
+
+    with pytest.raises(Own):
+        plait.map(fail, range(3), task_timeout=60)

@@ -14,9 +14,14 @@ from typing import Any
 import pytest
 
 import plait
-from plait import beside, runs, sentinel
+from plait import beside, calls, runs, sentinel
+from plait.backends import threads
+from plait.calls import go_beside
+from plait.model import Sample
+from plait.quick import Start
 
 LONG = "the long one"
+SAMPLE = Sample(1, 0.001, 1.0)
 
 
 @pytest.fixture(autouse=True)
@@ -290,3 +295,218 @@ def test_a_child_that_is_forked_meanwhile_has_the_usual_switch_interval() -> Non
         if not pid:
             os._exit(sys.getswitchinterval() != usual_s)
         assert os.waitpid(pid, 0)[1] == 0
+
+
+# --- Whose the rest is, whatever comes between --------------------------------------------------
+
+
+def start_of(fn: Any, *iterables: Any) -> Any:
+    """Make a quick start whose helper is begun by hand."""
+    return Start(fn, "one" if len(iterables) == 1 else "star", iterables, go_beside)
+
+
+@pytest.fixture
+def on_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the helper go on with threads, at once."""
+    decide = runs.decide  # type: ignore[attr-defined]
+
+    def decide_on_threads(question: Any, **how: Any) -> Any:
+        options = replace(question.options, backend="threads", max_workers=2)
+        return decide(question._replace(options=options), **how)
+
+    monkeypatch.setattr(runs, "decide", decide_on_threads)
+    monkeypatch.setattr(beside, "LOOK_S", 0.0)
+
+
+@pytest.mark.usefixtures("on_threads")
+@pytest.mark.parametrize("place", ["go_beside", "begin_beside", "go"])
+def test_a_helper_that_comes_too_late_has_no_part_in_it(
+    place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was asked for its run because it had made one, though the claim was the caller's."""
+    may_go, has_gone = threading.Event(), threading.Event()
+    owner: Any = {"go_beside": calls, "begin_beside": runs.Run, "go": beside.Beside}[place]
+    late = getattr(owner, place)
+
+    def wait(*args: Any) -> None:
+        assert may_go.wait(60)
+        try:
+            late(*args)
+        finally:
+            has_gone.set()
+
+    monkeypatch.setattr(owner, place, wait)
+    check = calls.check
+
+    def let_it_go(*args: Any) -> Any:
+        may_go.set()
+        assert has_gone.wait(60)
+        return check(*args)
+
+    monkeypatch.setattr(calls, "check", let_it_go)
+
+    def long_first(n: int) -> int:
+        time.sleep(0.05 * (n == 0))
+        return n * 10
+
+    values = plait.map(long_first, range(50))
+    assert values == [n * 10 for n in range(50)]
+
+
+@pytest.mark.usefixtures("on_threads")
+def test_the_callers_thread_waits_where_the_helper_has_just_begun(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Both had opened the input."""
+    is_over = threading.Event()
+    follow = runs.Run.follow
+
+    def follow_late(self: runs.Run, plan: Any) -> None:
+        if self.beside is not None and self.plan is None:
+            is_over.wait(60)
+            time.sleep(0.02)
+        follow(self, plan)
+
+    monkeypatch.setattr(runs.Run, "follow", follow_late)
+
+    def task(n: int) -> int:
+        if n == 0:
+            time.sleep(0.1)
+            is_over.set()
+        return n
+
+    assert plait.map(task, range(30)) == list(range(30))
+
+
+@pytest.mark.usefixtures("on_threads")
+def test_helper_and_plain_loop_do_not_share_an_iterator() -> None:
+    """The loop had read one more tuple, though the rest was the helper's already."""
+    first, second = list(range(100)), list(range(100, 200))
+    start = start_of(lambda a, b: a + b, first, second)
+    next(start.rest)
+    start.items.append((0, 100))
+    run = calls.go_on(start, plait.Options())
+    next(start.rest)
+    start.values.append(100)
+    run._feed.open(lambda: None)
+    chunk = run._feed.take(5, 5, 1)
+    assert (chunk.first, list(chunk.items)) == (1, [(n, n + 100) for n in range(1, 6)])
+
+
+@pytest.mark.usefixtures("on_threads")
+@pytest.mark.parametrize("road", ["map", "imap"])
+def test_ctrl_c_while_the_helper_is_called_back_waits_for_it(
+    road: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run was closed while the helper was in it: ValueError, and tasks went on."""
+    main, ran = threading.get_ident(), []
+    submit = threads.ThreadLane.submit
+
+    def submit_slowly(self: threads.ThreadLane, *chunks: Any) -> None:
+        if threading.get_ident() != main:
+            is_slow.set()
+            time.sleep(0.1)
+        submit(self, *chunks)
+
+    is_slow = threading.Event()
+    monkeypatch.setattr(threads.ThreadLane, "submit", submit_slowly)
+
+    def task(n: int) -> int:
+        ran.append(n)
+        if n == 0:
+            assert is_slow.wait(60)
+            threading.Timer(0.02, signal.pthread_kill, (main, signal.SIGINT)).start()
+            return 0
+        time.sleep(0.001)
+        return n
+
+    with pytest.raises(KeyboardInterrupt):
+        outcomes_by(road, task, range(1000))
+    count = len(ran)
+    time.sleep(0.05)
+    assert len(ran) == count < 1000
+
+
+@pytest.mark.usefixtures("on_threads")
+def test_a_helper_that_does_not_come_back_closes_the_run_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It waits for a lock that the caller's thread has: only the end of the call lets it go."""
+    monkeypatch.setattr(beside, "PATIENCE_S", 0.05)
+    main, lock, is_waiting = threading.get_ident(), threading.RLock(), threading.Event()
+    submit = threads.ThreadLane.submit
+
+    def submit_with_lock(self: threads.ThreadLane, *chunks: Any) -> None:
+        if threading.get_ident() != main:
+            is_waiting.set()
+        with lock:
+            submit(self, *chunks)
+
+    monkeypatch.setattr(threads.ThreadLane, "submit", submit_with_lock)
+
+    def task(n: int) -> int:
+        if n == 0:
+            assert is_waiting.wait(60)
+            threading.Timer(0.02, signal.pthread_kill, (main, signal.SIGINT)).start()
+        return n
+
+    with lock, pytest.raises(KeyboardInterrupt) as caught:
+        plait.map(task, range(1000), retries=1)  # not a quick start: its thread has a name
+    run = caught.value.plait_run  # type: ignore[attr-defined]
+    with run.beside._ended:
+        pass
+    helpers = [thread for thread in threading.enumerate() if thread.name == "plait-beside"]
+    for thread in helpers:
+        thread.join()
+    assert run.rest.gi_frame is None
+    assert not run.beside._leavings
+
+
+@pytest.mark.usefixtures("on_threads")
+def test_the_loop_is_no_plan_for_the_helper(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a million tasks had run in its thread, beside the long one."""
+    names: set[str] = set()
+
+    class Changes(runs.Pilot):  # type: ignore[name-defined,misc]
+        def is_due(self, now: float) -> bool:
+            return not self.is_leaving
+
+        def look_again(self, *_: Any) -> Any:
+            return self._plan.sample or SAMPLE
+
+        def is_worth(self, plan: plait.Plan) -> bool:
+            return True
+
+    monkeypatch.setattr(runs, "Pilot", Changes)
+    serial = replace(plait.plan(abs, [], backend="serial"))
+    choose = runs.Run._choose
+
+    def choose_the_loop(self: runs.Run, sample: Any = None, *rest: Any) -> Any:
+        return serial if sample is SAMPLE else choose(self, sample, *rest)
+
+    monkeypatch.setattr(runs.Run, "_choose", choose_the_loop)
+    task = Task(20)
+
+    def named(n: int) -> Any:
+        names.add(threading.current_thread().name)
+        return task(n)
+
+    assert plait.map(named, range(21)) == [LONG, *range(1, 21)]
+    assert not any(name.startswith(("plait-beside", "Dummy")) for name in names)
+
+
+@pytest.mark.usefixtures("on_threads")
+def test_a_call_at_the_top_of_a_module_has_no_helper(tmp_path: Any, run_python: Any) -> None:
+    """To pickle what the module defines would wait for the import, and that for the helper."""
+    (tmp_path / "module.py").write_text(
+        "import time, plait\n"
+        "class Item:\n"
+        "    def __init__(self, n): self.n = n\n"
+        "def task(item):\n"
+        "    until = time.perf_counter() + (0.3 if item.n == 0 else 0.002)\n"
+        "    while time.perf_counter() < until: pass\n"
+        "    return item.n\n"
+        "values = plait.map(task, [Item(n) for n in range(400)], max_workers=2)\n"
+    )
+    done = run_python("-c", "import module; print(module.values == list(range(400)))")
+    assert (done.stdout, done.stderr) == ("True\n", "")

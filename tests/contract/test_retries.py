@@ -201,3 +201,46 @@ def test_a_task_of_the_sample_that_is_tried_again_is_not_waited_for_by_the_sampl
     values = list(plait.imap(fail_once, items, retries=1, backoff=0.001, buffersize=2))
     assert values == list(range(20))
     assert Counter(tries) == {n: 2 if n < 3 else 1 for n in range(20)}
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_a_stop_amid_the_sample_gives_up_what_waits_and_tells_all(ordered: bool) -> None:
+    def fail_first(n: int) -> int:
+        return 1 // n
+
+    run = plait.run(fail_first, range(1, -1000, -1), retries=1, backoff=60.0, ordered=ordered)
+    told = []
+    for outcome in run if not ordered else stopped_soon(run):
+        told.append(outcome)
+        if len(told) == 5:
+            run.stop()
+    assert len(told) == run.report.tasks
+    assert sorted(outcome.index for outcome in told) == list(range(len(told)))
+    assert [outcome.index for outcome in told if not outcome.ok] == [1]
+
+
+def stopped_soon(run: plait.Run) -> plait.Run:
+    """Stop a run while it is in its sample: what is ordered waits for the one that failed."""
+    settle, count = run._settle, itertools.count()
+
+    def settle_and_stop(batch: Any) -> Any:
+        if next(count) == 2:
+            run.stop()
+        return settle(batch)
+
+    run._settle = settle_and_stop  # type: ignore[method-assign]
+    return run
+
+
+def test_where_retry_on_raises_each_outcome_counts_once() -> None:
+    def refuse(error: BaseException) -> bool:
+        if str(error) == "1":
+            raise LookupError("retry_on")
+        return True
+
+    def fail(n: int) -> None:
+        raise OSError(n)
+
+    with pytest.raises(LookupError, match="retry_on") as caught:
+        plait.map(fail, range(3), retries=1, retry_on=refuse, backend="serial", chunksize=3)
+    assert caught.value.plait_run.report.tasks <= 3  # type: ignore[attr-defined]

@@ -159,7 +159,13 @@ class SerialLane:
     def _tell(self) -> Finished | None:
         """Return what was not told yet; None: nothing."""
         untold, self._untold = self._untold, None
-        return Finished.of(*untold, worker="main", pid=os.getpid()) if untold else None
+        if untold is None:
+            return None
+        chunk, done, stretch = untold
+        # An interrupt may have come after an error was noted and before its place was filled.
+        errors = {at: error for at, error in stretch.errors.items() if at < len(stretch.values)}
+        stretch = stretch._replace(errors=errors)
+        return Finished.of(chunk, done, stretch, worker="main", pid=os.getpid())
 
     def take_progress(self) -> tuple[int, float]:
         """Return tasks that were run and not told of yet, and their seconds."""
@@ -177,9 +183,13 @@ class SerialLane:
         if not self.left:
             return None
         rest, self._items = self._chunk.part(self._done), ()
-        whole = self._tell()
-        self._running = iter([whole._replace(is_last=True)]) if whole is not None else None
+        self._running = self._tell_the_last() if self._untold is not None else None
         return rest
+
+    def _tell_the_last(self) -> Iterator[Finished | None]:
+        """Tell what was not told yet: until then ``close`` would."""
+        whole = self._tell()
+        yield whole and whole._replace(is_last=True)
 
     def end_input(self) -> None:
         """Do nothing: no task waits behind another while a worker is free."""
