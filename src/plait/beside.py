@@ -53,7 +53,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from plait.clocks import ThreadClock, clock_of_thread, monotonic
 from plait.heartbeat import Heartbeat, Tally
-from plait.imports import Imports, is_amid_import
+from plait.imports import Imports
 from plait.quick import Claim
 from plait.sentinel import sentinel
 
@@ -115,7 +115,7 @@ class LongTask:
         To pickle what that module defines then waits for the end of the import, and so for the
         long task: there is nothing to be done beside it.
         """
-        return is_amid_import(self.thread[0])
+        return self.imports.is_amid_import
 
     @property
     def is_importing(self) -> bool:
