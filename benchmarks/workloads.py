@@ -95,6 +95,15 @@ def skewed(ground: Ground, count: int, turn: int) -> Work:
     return burns(random.Random(2).sample(durations, count))
 
 
+def slow_among_first(ground: Ground, count: int, turn: int) -> Work:
+    """Make short tasks with two slow ones among the first forty, elsewhere in each turn."""
+    draw = random.Random(turn)
+    loops = [ground.loops(0.001)] * count
+    for place in draw.sample(range(1, min(40, count)), 2):
+        loops[place] = ground.loops(draw.uniform(0.05, 0.15))
+    return burns(loops)
+
+
 def unequal(count: int, mean: int) -> list[int]:
     """Return durations, in loops of ``burn``, the same in each run."""
     chance = random.Random(1)
@@ -252,6 +261,8 @@ _ALL = (
              f"{HOLDS_GIL}", chunksizes=(1, 8)),
     Workload("20 items of 25 ms", burning(0.025), (20, 20), ("processes",),
              f"{HOLDS_GIL}, and half of it is more than workers cost", chunksizes=(1,)),
+    Workload("slow ones among the first", slow_among_first, (800, 200), ("processes",),
+             f"{HOLDS_GIL}, however long", chunksizes=(4,)),
     Workload("a generator", generated, (1_500, 300), ("processes",),
              f"{HOLDS_GIL}", chunksizes=(8, 32)),
     Workload("tiny tasks", squares, (3_000_000, 500_000), ("serial",),
