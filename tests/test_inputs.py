@@ -14,7 +14,7 @@ import pytest
 import plait
 from plait import runs
 from plait.feed import Feed
-from plait.inputs import SlicedInput, Span, can_slice
+from plait.inputs import DirectInput, SlicedInput, Span, can_slice
 from plait.options import Options
 from plait.outcome import Chunk
 
@@ -242,6 +242,25 @@ def test_what_is_given_back_is_taken_again_in_order() -> None:
         feed.give_back(chunks[-1] if chunks[-1].items else chunks[-2])
         assert numbers(feed.take(4, 4, 1))
         assert feed.has_given_all
+
+
+def test_what_is_given_back_may_be_taken_also_where_nothing_more_may_be_read() -> None:
+    """Found by a random call: a plan of fewer workers may read less far ahead than the one before.
+
+    The results after those that were given back waited for them, and they for room.
+    """
+    feed = Feed(iter(range(100)), None, Options(buffersize="auto"))
+    feed.open(lambda: None)
+    feed._input = DirectInput(iter(range(100)))
+    first = feed.take(5, 5, 4)
+    while (chunk := feed.take(9, 9, 4)).items:  # as far as four workers may
+        assert numbers(chunk)
+    feed.give_back(first.part(3))
+    assert numbers(feed.take(1, 1, 1)) == [3]
+    assert not feed.is_held_up
+    assert numbers(feed.take(1, 1, 1)) == [4]
+    assert not feed.take(1, 1, 1).items
+    assert feed.is_held_up
 
 
 def test_what_is_given_back_after_a_stop_is_not_taken_again() -> None:

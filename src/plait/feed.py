@@ -147,9 +147,16 @@ class Feed:
         return self._input.error
 
     def take(self, count: int, in_flight: int, workers: int) -> Chunk:
-        """Take tasks, at most ``count`` and as many as may be under way or wait unread."""
+        """Take tasks, at most ``count`` and as many as may be under way or wait unread.
+
+        What was given back is not counted: it was read when more was allowed, and the results that
+        wait unread may wait for just its own.
+        """
         if not self.is_open:
             return Chunk(self.numbered, ())
+        if self._returned:
+            self.is_held_up = False
+            return self._take_returned(count)
         if not self._keeps:
             asked = self._options.buffersize
             auto = max(UNREAD_CHUNKS * in_flight, LEAST_UNREAD * workers)
@@ -157,16 +164,11 @@ class Feed:
             self._input.allow(allowed)
             count = min(count, allowed - self.fed)
             self.is_held_up = count <= 0
-        return self._take_returned(count) if self._returned else self._take_new(count)
-
-    def _take_new(self, count: int) -> Chunk:
         chunk = Chunk(self.numbered, self._input.take(count))
         self.numbered += len(chunk.items)
         return chunk
 
     def _take_returned(self, count: int) -> Chunk:
-        if count <= 0:
-            return Chunk(self.numbered, ())
         chunk = self._returned.pop()
         if len(chunk.items) <= count:
             return chunk
