@@ -98,6 +98,7 @@ LAYERS = (
     "backends.orders",
     "backends.kinship",
     "backends.child_voice",
+    "backends.child_streams",
     "backends.child_main",
     "backends.preloader",
     "backends.server",
