@@ -13,6 +13,7 @@ import pickle
 import sys
 import warnings
 from contextlib import suppress
+from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any
 
 from plait.backends.messages import OUTPUT_BYTES, Said, Text, Texts
@@ -124,7 +125,9 @@ def _write(name: str, text: str) -> None:
         except UnicodeEncodeError:  # it is another stream now, or these are no characters
             encoding = stream.encoding
             stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
-        stream.flush()
+        # Not those of other kinds: a notebook's would send a message for each.
+        if isinstance(stream, TextIOWrapper):
+            stream.flush()
 
 
 def _log(said: Said) -> None:
