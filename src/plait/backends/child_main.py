@@ -98,7 +98,7 @@ def _leave(status: int, streams: Streams) -> NoReturn:
     """End this process, without waiting for threads that a task left, or for its children."""
     with suppress(ValueError):  # not in the main thread, of a copy that a thread forked
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    streams.flush()
+    streams.flush_all()
     os._exit(status)
 
 

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from io import FileIO, TextIOWrapper
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Streams", "buffer_lines"]
 
-STREAMS = ((1, "stdout"), (2, "stderr"))
+STREAMS = ("stdout", "stderr")
 FALLBACK = ("utf-8", "backslashreplace")
 """Encoding and errors of a stream made anew, until the parent has told its own."""
 
@@ -28,10 +29,10 @@ FALLBACK = ("utf-8", "backslashreplace")
 def buffer_lines() -> None:
     """Have both streams buffered by lines, in Python and in C; forks of this process keep that.
 
-    The objects stay the same: a module that was preloaded may have taken one of them.
+    The objects stay the same: a module that is preloaded may take one of them.
     """
-    is_unbuffered = getattr(sys.stdout, "write_through", False)  # python -u: for C, too
-    for _, name in STREAMS:
+    is_unbuffered = _is_unbuffered(sys.stdout)  # python -u: for C, too
+    for name in STREAMS:
         with suppress(AttributeError, OSError, ValueError):  # none, another kind, closed, detached
             getattr(sys, name).reconfigure(line_buffering=True)
     if not is_unbuffered:
@@ -42,24 +43,30 @@ class Streams:
     """What a worker's sys.stdout and sys.stderr are to be between two tasks."""
 
     def __init__(self) -> None:
+        self._is_unbuffered = _is_unbuffered(sys.__stdout__)
         self._texts: Texts | None = None
+        self._fds: tuple[int, ...] = ()  # the ends of the pipes, should a task close the others
+        self._inherited = sys.__stdout__, sys.__stderr__
         # Not sys.stdout: a module that was loaded before may have put something else there.
         self._out: Any = sys.__stdout__
         self._err: Any = sys.__stderr__
 
     def take(self, out_fd: int, err_fd: int) -> None:
         """Let both lead to the parent."""
-        for number, fd in ((1, out_fd), (2, err_fd)):
-            os.dup2(fd, number)
-            os.close(fd)
-        self.mend()
+        self._fds = (out_fd, err_fd)
+        for place, fd in enumerate(self._fds):
+            os.dup2(fd, place + 1)
+            os.set_inheritable(fd, False)
+        # Those of before may believe that they write to a file, in which they can move about.
+        self._out = self._err = None
+        self._make_anew()
 
     def adopt(self, texts: Texts) -> None:
         """Turn text to bytes as the parent would, who reads them."""
         if texts == self._texts:
             return
         self._texts = texts
-        for (_, name), (encoding, errors) in zip(STREAMS, texts, strict=True):
+        for name, (encoding, errors) in zip(STREAMS, texts, strict=True):
             with suppress(Exception):  # an encoding of the user's own; or a stream of that kind
                 getattr(sys, name).reconfigure(encoding=encoding, errors=errors)
 
@@ -81,6 +88,11 @@ class Streams:
                 _flush_all(self._out, self._err)
         _flush_c()
 
+    def flush_all(self) -> None:
+        """Do the same at the end, also for streams that somebody has kept from before."""
+        self.flush()
+        _flush_all(*self._inherited)
+
     def mend(self) -> None:
         """Put both in order again if a task has closed or replaced them."""
         out, err = sys.stdout, sys.stderr
@@ -88,25 +100,38 @@ class Streams:
             self._make_anew()
 
     def _make_anew(self) -> None:
-        # With buffers of their own: whoever keeps the old one may close it, or what it writes to.
-        texts = self._texts or (FALLBACK, FALLBACK)
-        for (number, name), (encoding, errors) in zip(STREAMS, texts, strict=True):
-            own = self._out if number == 1 else self._err
-            if getattr(sys, name) is own and not _is_closed(own):
-                continue
-            if own is getattr(sys, f"__{name}__") or _is_closed(own):
-                own = _open(number, encoding, errors)
-                setattr(sys, f"__{name}__", own)
-            setattr(sys, name, own)
-        self._out, self._err = sys.stdout, sys.stderr
+        self._out = self._mended(0, self._out)
+        self._err = self._mended(1, self._err)
+
+    def _mended(self, place: int, own: Any) -> Any:
+        """Put a stream in its place again, or a new one, and return it."""
+        name = STREAMS[place]
+        if getattr(sys, name) is own and not _is_closed(own):
+            return own
+        if _is_closed(own) or own is getattr(sys, f"__{name}__"):
+            # With a buffer of its own: whoever keeps the old one may close what that writes to.
+            own = self._open(place)
+            setattr(sys, f"__{name}__", own)
+        setattr(sys, name, own)
+        return own
+
+    def _open(self, place: int) -> Any:
+        encoding, errors = self._texts[place] if self._texts else FALLBACK
+        number = place + 1
+        try:
+            os.fstat(number)
+        except OSError:  # a task has closed the file itself
+            if not self._fds:
+                return None  # as Python has it
+            os.dup2(self._fds[place], number)
+        if not self._is_unbuffered:
+            return open(number, "w", 1, encoding, errors, closefd=False)
+        raw: Any = FileIO(number, "w", closefd=False)
+        return TextIOWrapper(raw, encoding, errors, write_through=True)
 
 
-def _open(number: int, encoding: str, errors: str) -> Any:
-    """Return a new stream; None, as Python has it, if a task has closed the file itself."""
-    try:
-        return open(number, "w", 1, encoding, errors, closefd=False)
-    except OSError:
-        return None
+def _is_unbuffered(stream: Any) -> bool:
+    return bool(getattr(stream, "write_through", False))
 
 
 def _is_closed(stream: Any) -> bool:
