@@ -13,6 +13,7 @@ import pytest
 
 from plait import host
 from plait.clocks import read_thread_clock
+from tests.start import Program
 
 
 def test_cpu_count_obeys_affinity() -> None:
@@ -78,7 +79,7 @@ def test_the_memory_of_a_process_and_its_descendants() -> None:
         "child = subprocess.Popen([sys.executable, '-c', sys.orig_argv[2], 'x']) if deeper else 0; "
         "print(1, flush=True); sys.stdin.read()"
     )
-    with subprocess.Popen(
+    with Program(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
         assert process.stdout is not None
