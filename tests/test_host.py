@@ -62,15 +62,15 @@ OWN_SETTINGS = ("PYTHONWARNINGS", "PYTHONDEVMODE")  # of whoever runs the tests
 
 
 def test_interpreter_settings_are_passed_on() -> None:
-    code = "from plait.server_process import python_command as c; print(c('a.b')[1:6])"
+    code = "from plait.server_process import python_command as c; print(c('a.b')[1:7])"
     done = subprocess.run(
-        [sys.executable, "-O", "-W", "error", "-X", "utf8", "-c", code],
+        [sys.executable, "-s", "-O", "-W", "error", "-X", "utf8", "-c", code],
         capture_output=True,
         text=True,
         check=True,
         env={name: os.environ[name] for name in os.environ if name not in OWN_SETTINGS},
     )
-    assert done.stdout == "['-O', '-W', 'error', '-X', 'utf8']\n"
+    assert done.stdout == "['-s', '-O', '-W', 'error', '-X', 'utf8']\n"
 
 
 def test_the_memory_of_a_process_and_its_descendants() -> None:

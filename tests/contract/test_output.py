@@ -41,11 +41,21 @@ def run(tmp_path: Path) -> Run:
     """Run a program with next to nothing in its environment; its output is a pipe."""
 
     def run(
-        program: str, *arguments: str, encoding: str = "utf-8", **environ: str
+        program: str,
+        *arguments: str,
+        encoding: str = "utf-8",
+        flags: tuple[str, ...] = (),
+        shell: str = "",
+        ignored: str = "",
+        **environ: str,
     ) -> subprocess.CompletedProcess[str]:
         (tmp_path / "program.py").write_text("import plait\n" + textwrap.dedent(program))
+        command = [sys.executable, *flags, "program.py", *arguments]
+        if shell or ignored:
+            trap = f"trap '' {ignored}; " if ignored else ""
+            command = ["sh", "-c", f'{trap}exec "$@" {shell}', "sh", *command]
         return subprocess.run(
-            [sys.executable, "program.py", *arguments],
+            command,
             encoding=encoding,
             capture_output=True,
             cwd=tmp_path,
@@ -357,6 +367,67 @@ def test_a_prefix_stands_where_lines_begin(process_way: Way) -> None:
         plait.map(print, ["10 %\r20 %\x0b\u2028"], **given)
     assert out.getvalue().count("[process-") == 1
     assert out.getvalue().endswith("] 10 %\r20 %\x0b\u2028\n")
+
+
+# --- In odd surroundings -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_program_without_standard_streams_has_its_results(
+    run: Run, process_way: Way, tmp_path: Path, closed: str
+) -> None:
+    """The numbers 0 to 2 are then given to the first files that the program opens."""
+    program = f"""
+        import pathlib, subprocess
+        def task(x):
+            print("task", x)
+            subprocess.run(["echo", "program", str(x)])
+            return x
+        for _ in range(2):
+            values = plait.map(task, range(4), **{process_way.options})
+        pathlib.Path("values").write_text(repr(values))
+    """
+    done = run(program, shell=closed)
+    assert done.returncode == 0
+    assert (tmp_path / "values").read_text() == "[0, 1, 2, 3]"
+    assert done.stderr == ""
+    if ">" not in closed.replace("2>", ""):
+        expected = [f"{word} {x}" for word in ("program", "task") for x in range(4)]
+        assert sorted(done.stdout.splitlines()) == sorted(2 * expected)
+
+
+@pytest.mark.parametrize("flag", ["-I", "-E"])
+def test_workers_heed_the_environment_no_more_than_the_program(
+    run: Run, process_way: Way, tmp_path: Path, flag: str
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text("print('customized')\n")
+    program = f"plait.map(print, range(2), max_workers=1, **{process_way.options})"
+    path = {"PYTHONPATH": str(tmp_path), "PYTHONHOME": "/nowhere"}
+    assert lines_of(run(program, flags=(flag,), **path)) == ["0", "1"]
+
+
+def test_a_site_that_puts_streams_of_its_own_in_place_harms_nobody(
+    run: Run, process_way: Way, tmp_path: Path, buffering: dict[str, str]
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import codecs, sys\nsys.stdout = codecs.getwriter('utf-8')(sys.stdout.buffer)\n"
+    )
+    program = f"""
+        plait.map(print, ["é", "€"], max_workers=1, **{process_way.options})
+        print("end")
+    """
+    done = run(program, PYTHONPATH=str(tmp_path), **buffering)
+    assert lines_of(done) == ["é", "€", "end"]
+
+
+def test_a_program_in_the_background_hands_on_what_tasks_print(
+    run: Run, process_way: Way, tmp_path: Path
+) -> None:
+    """A shell has it ignore Ctrl-C, and nohup a hang-up; its input is empty."""
+    program = f"plait.map(print, range(2), max_workers=1, **{process_way.options})"
+    (tmp_path / "a folder").mkdir()
+    done = run(program, shell="</dev/null", ignored="INT HUP", TMPDIR=str(tmp_path / "a folder"))
+    assert lines_of(done) == ["0", "1"]
 
 
 # --- In a notebook -------------------------------------------------------------------------
