@@ -6,6 +6,7 @@ from __future__ import annotations
 # plait's: tests fork within those.
 import concurrent.futures.thread  # noqa: F401
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -23,6 +24,9 @@ from tests.start import descendants, ended_programs
 signal.signal(signal.SIGINT, signal.default_int_handler)
 if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
     signal.signal(signal.SIGHUP, lambda *_: None)
+
+# Workers and programs that tests have crash would leave a file of their memory in each folder.
+resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
 
 # What plait costs on this machine is neither looked up nor kept: choices are to be the same
 # everywhere. Programs that tests start inherit that.
