@@ -11,13 +11,17 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BENCH_READY := $(VENV)/.bench-ready
 
-.PHONY: demo test test-without-c lint types bench bench-quick soak clean
+.PHONY: demo test test-places test-without-c lint types bench bench-quick soak clean
 
 demo: $(READY)
 	$(BIN)/python examples/standard_library.py
 
 test: $(READY)
 	$(BIN)/python $(PYFLAGS) -m pytest
+
+# The fast part of the tests, in surroundings that differ from yours.
+test-places: $(READY)
+	bash tests/environments $(BIN)/python
 
 # What there is in C and in Python, in Python.
 test-without-c: $(READY)

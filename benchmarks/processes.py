@@ -1,6 +1,6 @@
 """Processes with all that they started: whose they are, how they are ended, what one takes.
 
-Used for hosts (hosts.py) and for fresh scripts (claims/cold.py).
+Used for hosts (hosts.py) and for fresh scripts (claims/cold.py, claims/printing.py).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from contextlib import suppress
 from multiprocessing.connection import wait
 from pathlib import Path
 from time import perf_counter
-from typing import cast
+from typing import IO, cast
 
 import psutil
 
@@ -25,9 +25,13 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def environment() -> dict[str, str]:
-    """Return the environment for hosts and scripts: they keep bytecode, and find this package."""
+    """Return the environment for hosts and scripts, which is that of a user.
+
+    They keep bytecode, buffer what they print, and find this package.
+    """
     environ = dict(os.environ)
-    environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    for name in ("PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED"):
+        environ.pop(name, None)
     path = [str(ROOT), environ.get("PYTHONPATH", "")]
     environ["PYTHONPATH"] = os.pathsep.join(filter(None, path))
     environ["RAY_USAGE_STATS_ENABLED"] = "0"  # it would report its use over the network
@@ -96,7 +100,9 @@ def _is_tracker(process: psutil.Process) -> bool:
         return False
 
 
-def script_s(command: list[str], limit_s: float) -> float:
+def script_s(
+    command: list[str], limit_s: float, *, stdout: int | IO[bytes] = subprocess.DEVNULL
+) -> float:
     """Return the seconds from the start of a program to its end; LeftOut if it fails or is late.
 
     Popen.wait(timeout) would look every few milliseconds; a pidfd tells at once.
@@ -106,7 +112,7 @@ def script_s(command: list[str], limit_s: float) -> float:
         command,
         env=environment(),
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
+        stdout=stdout,
         stderr=subprocess.PIPE,
         start_new_session=True,
     )

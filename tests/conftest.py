@@ -6,6 +6,7 @@ from __future__ import annotations
 # plait's: tests fork within those.
 import concurrent.futures.thread  # noqa: F401
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -16,10 +17,16 @@ from typing import Any
 import pytest
 
 from plait import pools, server_process
+from tests.start import descendants, ended_programs
 
-# A shell that runs the tests in the background has them ignore Ctrl-C, and so would the
-# programs that they start to send it to.
+# A shell that runs the tests in the background has them ignore Ctrl-C, and nohup a hang-up; and so
+# would the programs that they start to send them to. What Python handles is not passed on.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda *_: None)
+
+# Workers and programs that tests have crash would leave a file of their memory in each folder.
+resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
 
 # What plait costs on this machine is neither looked up nor kept: choices are to be the same
 # everywhere. Programs that tests start inherit that.
@@ -86,17 +93,7 @@ def fail_at_three(x: int) -> int:
 
 def children() -> set[int]:
     """Return the pids of all descendants of this process."""
-    parents: dict[int, int] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:  # it ended meanwhile
-            continue
-        parents[int(stat.parent.name)] = int(fields[1])
-    found = {os.getpid()}
-    while more := {pid for pid, parent in parents.items() if parent in found} - found:
-        found |= more
-    return found - {os.getpid()}
+    return descendants(os.getpid())
 
 
 def wait_gone(pids: set[int], seconds: float = 10.0) -> set[int]:
@@ -147,6 +144,13 @@ def close_all() -> None:
         module: Any = sys.modules.get(f"multiprocessing.{name}")
         if module is not None:
             getattr(module, f"_{name}")._stop()
+
+
+@pytest.fixture(autouse=True)
+def no_program_left() -> Iterator[None]:
+    """After a test, whether it failed or not, no program is left that it has started."""
+    with ended_programs():
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

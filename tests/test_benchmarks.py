@@ -27,6 +27,8 @@ from benchmarks.tasks import nap, square
 from benchmarks.tuning import AUTO, LOOP, Heat, Setting
 from benchmarks.workloads import WORKLOADS, Workload, unequal
 
+from tests.start import Program
+
 
 def figures(*values: float) -> pairs.Measure:
     """A measure that returns one value for its warm-up and one for each round."""
@@ -206,7 +208,7 @@ def test_the_ground_is_gone_afterwards() -> None:
 
 def test_the_server_ends_with_its_standard_input() -> None:
     command = [sys.executable, "-m", "benchmarks.slow_server", "0.01", "10"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
+    with Program(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
         assert server.stdout
         port = int(server.stdout.readline())
         assert chores.download(port, 0) == 10

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 import plait
+from tests.start import Program
 
 # -P: the current directory is on sys.path only if plait puts it there, as with the script.
 COMMAND = [sys.executable, "-P", "-m", "plait.cli"]
@@ -129,9 +130,9 @@ def values(here: Path, *arguments: str, stdin: bytes = b"") -> list[Any]:
 
 
 @contextmanager
-def running(here: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+def running(here: Path, *arguments: str) -> Iterator[Program[str]]:
     """Run ``plait map`` with pipes to its three streams; it must have ended at the end."""
-    with subprocess.Popen(
+    with Program(
         [*COMMAND, "map", *arguments],
         cwd=here,
         env=ENVIRONMENT,
@@ -147,12 +148,12 @@ def running(here: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
-def read_line(process: subprocess.Popen[str]) -> Any:
+def read_line(process: Program[str]) -> Any:
     assert process.stdout is not None
     return json.loads(process.stdout.readline())
 
 
-def read_rest(process: subprocess.Popen[str]) -> tuple[list[Any], str]:
+def read_rest(process: Program[str]) -> tuple[list[Any], str]:
     """Return the results and the messages that are left.
 
     These end when nobody has the stream any more: neither plait nor a process of its.
@@ -642,7 +643,7 @@ def test_version() -> None:
 def test_a_terminal_shows_progress(here: Path, option: str) -> None:
     ours, theirs = os.openpty()
     command = [*COMMAND, "map", "tasks:square", "--range", "1", "3"]
-    with subprocess.Popen(
+    with Program(
         [*command, option] if option != "by default" else command,
         cwd=here,
         env={**ENVIRONMENT, "TERM": "xterm"},

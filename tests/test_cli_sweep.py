@@ -15,6 +15,7 @@ from queue import SimpleQueue
 import pytest
 
 from plait import cli_sweep
+from tests.start import Program
 from tests.test_cli import COMMAND, ENVIRONMENT, plait_command, read_terminal
 
 TASKS = '''
@@ -178,11 +179,11 @@ def test_mistakes_get_a_sentence_before_anything_runs(
 
 
 @contextmanager
-def waiting(here: Path, backend: str) -> Iterator[subprocess.Popen[str]]:
+def waiting(here: Path, backend: str) -> Iterator[Program[str]]:
     """Start a sweep whose only task waits on a worker, and send it Ctrl-C."""
     os.mkfifo(here / "pipe")
     options = ("--backends", backend, "--sizes", "2", "--repeats", "1")
-    with subprocess.Popen(
+    with Program(
         [*COMMAND, "sweep", "tasks:wait", "--range", "1", "1", *options],
         cwd=here,
         env=ENVIRONMENT,
@@ -243,7 +244,7 @@ def test_the_main_thread_is_woken_until_it_has_heard(monkeypatch: pytest.MonkeyP
 def test_a_terminal_shows_progress(here: Path, option: str) -> None:
     ours, theirs = os.openpty()
     command = [*COMMAND, "sweep", "math:sqrt", "--range", "1", "3", *QUICK]
-    with subprocess.Popen(
+    with Program(
         [*command, option] if option != "by default" else command,
         cwd=here,
         env={**ENVIRONMENT, "TERM": "xterm"},

@@ -20,7 +20,7 @@ from plait.outcome import Call, Chunk
 @pytest.fixture
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PLAIT_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr(costs, "_known", None)
+    forget(monkeypatch)
     return tmp_path / "cache" / "costs.json"
 
 
@@ -30,6 +30,7 @@ OTHER = Costs(server_s=0.1, pace=0.7)
 def forget(monkeypatch: pytest.MonkeyPatch) -> None:
     """Be as another program that begins."""
     monkeypatch.setattr(costs, "_known", None)
+    monkeypatch.setattr(costs, "_was_measured", False)
 
 
 def test_nothing_is_known_and_nothing_written_at_first(file: Path) -> None:
@@ -48,6 +49,33 @@ def test_what_is_kept_is_known_to_the_next_program(
     assert not costs.are_due(10.0)
     assert file.stat().st_mode & 0o777 == 0o600
     assert [entry.name for entry in file.parent.iterdir()] == ["costs.json"]
+
+
+def test_what_cannot_be_kept_is_measured_once_in_a_program(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PLAIT_CACHE_DIR", "/proc/none")  # as in a home that is read-only
+    assert costs.are_due(10.0)
+    costs.keep(OTHER)
+    assert costs.known() == OTHER
+    assert not costs.are_due(10.0)
+
+
+@pytest.mark.parametrize("where", ["no home", "relative"])
+def test_without_a_place_of_its_own_nothing_is_kept(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PLAIT_CACHE_DIR")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.chdir(tmp_path)
+    if where == "relative":
+        monkeypatch.setenv("XDG_CACHE_HOME", "cache")
+    else:  # a container may run as a user that the system has no name for
+        monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    forget(monkeypatch)
+    assert not costs.are_due(10.0)
+    costs.keep(OTHER)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_other_entries_stay(file: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from plait import host
 from plait.clocks import read_thread_clock
+from tests.start import Program
 
 
 def test_cpu_count_obeys_affinity() -> None:
@@ -61,15 +62,15 @@ OWN_SETTINGS = ("PYTHONWARNINGS", "PYTHONDEVMODE")  # of whoever runs the tests
 
 
 def test_interpreter_settings_are_passed_on() -> None:
-    code = "from plait.server_process import python_command as c; print(c('a.b')[1:6])"
+    code = "from plait.server_process import python_command as c; print(c('a.b')[1:7])"
     done = subprocess.run(
-        [sys.executable, "-O", "-W", "error", "-X", "utf8", "-c", code],
+        [sys.executable, "-s", "-O", "-W", "error", "-X", "utf8", "-c", code],
         capture_output=True,
         text=True,
         check=True,
         env={name: os.environ[name] for name in os.environ if name not in OWN_SETTINGS},
     )
-    assert done.stdout == "['-O', '-W', 'error', '-X', 'utf8']\n"
+    assert done.stdout == "['-s', '-O', '-W', 'error', '-X', 'utf8']\n"
 
 
 def test_the_memory_of_a_process_and_its_descendants() -> None:
@@ -78,7 +79,7 @@ def test_the_memory_of_a_process_and_its_descendants() -> None:
         "child = subprocess.Popen([sys.executable, '-c', sys.orig_argv[2], 'x']) if deeper else 0; "
         "print(1, flush=True); sys.stdin.read()"
     )
-    with subprocess.Popen(
+    with Program(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
         assert process.stdout is not None

@@ -99,6 +99,7 @@ LAYERS = (
     "backends.orders",
     "backends.kinship",
     "backends.child_voice",
+    "backends.child_streams",
     "backends.child_main",
     "backends.preloader",
     "backends.server",

@@ -19,6 +19,7 @@ import pytest
 import plait
 from plait import pools
 from tests.conftest import Way
+from tests.start import Program
 
 RunPython = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -506,7 +507,7 @@ def test_ctrl_c_carries_what_was_finished_and_leaves_nothing(
         print(plait.map(abs, [-1], backend="processes", start_method=sys.argv[1]))
         """
     )
-    with subprocess.Popen(
+    with Program(
         [sys.executable, "-c", script, process_way.name],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

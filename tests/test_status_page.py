@@ -164,6 +164,7 @@ def test_a_task_alone_is_not_begun_if_it_is_taken_back_as_it_is_noted(ends: Ends
         _sender=SimpleNamespace(send_small=sent.append),
         _queue_clock=SimpleNamespace(read_since_last=lambda: 0.0),
         _leave_if_copy=lambda: None,
+        _streams=SimpleNamespace(flush=lambda: None, mend=lambda: None),
     )
     try:
         done = [

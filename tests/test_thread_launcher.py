@@ -62,7 +62,16 @@ def test_a_worker_that_is_killed_fails_one_task(
 def test_a_task_over_its_time_is_ended(monkeypatch: pytest.MonkeyPatch, has_page: bool) -> None:
     if not has_page:
         monkeypatch.setattr(thread_launcher, "new_page_fd", lambda: -1)
-    given = {"chunksize": 3, "ordered": True, "task_timeout": 0.5, **OPTIONS}
+    given = {"chunksize": 3, "ordered": True, "task_timeout": 2, **OPTIONS}
     outcomes = list(plait.run(hang_at_five, range(12), **given))
     assert isinstance(outcomes.pop(5).error, plait.TaskTimeout)
     assert all(outcome.ok for outcome in outcomes)
+
+
+def test_what_was_printed_before_a_crash_is_there(capfd: pytest.CaptureFixture[str]) -> None:
+    def task(_: int) -> None:
+        print("printed")
+        os._exit(3)
+
+    plait.map(task, [0], on_error="return", **OPTIONS)
+    assert capfd.readouterr().out == "printed\n"

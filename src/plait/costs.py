@@ -48,6 +48,7 @@ REPEATS = 3
 
 _lock = threading.Lock()  # guards the next
 _known: Costs | None = None
+_was_measured = False  # in this program, which perhaps cannot keep them
 
 
 def known() -> Costs:
@@ -62,14 +63,14 @@ def known() -> Costs:
 def are_due(wall_s: float) -> bool:
     """Whether, after a call that took so long, the costs are to be measured."""
     file = _file()
-    return wall_s >= WORTH_S and file is not None and _read(file) is None
+    return wall_s >= WORTH_S and not _was_measured and file is not None and _read(file) is None
 
 
 def keep(costs: Costs) -> None:
     """Let these be the costs from now on, and for the programs to come."""
-    global _known
+    global _known, _was_measured
     with _lock:
-        _known = costs
+        _known, _was_measured = costs, True
     file = _file()
     if file is not None:
         with suppress(OSError):
@@ -83,7 +84,8 @@ def _file() -> str | None:
     folder = os.environ.get("PLAIT_CACHE_DIR")
     if folder is None:
         base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111
-        folder = f"{base}/plait"
+        # A user without a name has no home; what is relative is somewhere else each time.
+        folder = f"{base}/plait" if os.path.isabs(base) else ""  # noqa: PTH117
     return f"{folder}/costs.json" if folder else None
 
 

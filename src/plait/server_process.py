@@ -129,9 +129,11 @@ def start_early() -> None:
 def python_command(function: str, *numbers: int) -> list[str]:
     """Return the command by which a fresh Python calls ``module.function(*numbers)``.
 
-    It has this Python's ``-O``, ``-W`` and ``-X`` settings and its ``sys.path``.
+    It has this Python's ``-O``, ``-W`` and ``-X`` settings and its ``sys.path``, and heeds the
+    environment and the site as little as this one (``-I``, ``-E``, ``-s``, ``-S``).
     """
     arguments = [sys.executable]
+    arguments += [letter for name, letter in _APART.items() if getattr(sys.flags, name)]
     if sys.flags.optimize:
         arguments.append("-" + "O" * sys.flags.optimize)
     for warning in sys.warnoptions:
@@ -141,6 +143,8 @@ def python_command(function: str, *numbers: int) -> list[str]:
     module, _, name = function.rpartition(".")
     return [*arguments, "-c", _BOOT, module, name, *map(str, numbers), "--", *sys.path]
 
+
+_APART = {"isolated": "-I", "ignore_environment": "-E", "no_user_site": "-s", "no_site": "-S"}
 
 # Run as `-c BOOT module function numbers... -- sys.path...`. There is no garbage while modules are
 # loaded, and looking for it takes a tenth of that time.

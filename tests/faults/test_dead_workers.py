@@ -12,6 +12,7 @@ import pytest
 
 import plait
 from tests.conftest import Way, children, wait_gone
+from tests.start import Program
 
 pytestmark = pytest.mark.usefixtures("clean")
 
@@ -247,7 +248,7 @@ def test_nothing_outlives_a_parent_that_is_killed(process_way: Way, tmp_path: Pa
     import subprocess
     import sys
 
-    parent = subprocess.Popen(
+    parent = Program(
         [sys.executable, "-c", PARENT, process_way.name], stdout=subprocess.PIPE, cwd=tmp_path
     )
     assert parent.stdout is not None

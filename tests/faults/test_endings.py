@@ -18,6 +18,7 @@ import pytest
 import plait
 from plait.shield import Shield
 from tests.conftest import Way, children, only, wait_gone
+from tests.start import Program
 
 pytestmark = [pytest.mark.usefixtures("clean"), pytest.mark.timeout(60)]
 
@@ -173,10 +174,10 @@ except KeyboardInterrupt as error:
 
 
 @pytest.fixture
-def parent(process_way: Way, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], set[int]]]:
+def parent(process_way: Way, tmp_path: Path) -> Iterator[tuple[Program[str], set[int]]]:
     """Start a program that maps, and give it with the pids of all that it started."""
     places = {name: str(tmp_path) for name in ("TMPDIR", "XDG_RUNTIME_DIR")}
-    with subprocess.Popen(
+    with Program(
         [sys.executable, "-c", PARENT, process_way.name],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -197,7 +198,7 @@ def parent(process_way: Way, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[
     assert list(tmp_path.iterdir()) == []
 
 
-Parent = tuple["subprocess.Popen[str]", set[int]]
+Parent = tuple["Program[str]", set[int]]
 
 
 def test_ctrl_c_is_one_interrupt_that_carries_what_was_done(parent: Parent) -> None:

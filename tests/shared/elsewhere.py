@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 import plait
+from tests.start import Program
 
 PLACES = ("thread", "server", "spawn", "mp-fork", "mp-spawn", "subprocess")
 PROGRAM = """
@@ -27,11 +28,9 @@ sys.stdout.buffer.write(pickle.dumps(function(*args)))
 """
 
 
-def in_subprocess(function: Callable[..., Any], *args: Any) -> subprocess.Popen[bytes]:
+def in_subprocess(function: Callable[..., Any], *args: Any) -> Program[bytes]:
     """Start a function in a fresh interpreter; what it returns is pickled on its stdout."""
-    child = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
+    child = Program([sys.executable, "-c", PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert child.stdin is not None
     child.stdin.write(pickle.dumps(sys.path))
     child.stdin.write(pickle.dumps((function, args)))

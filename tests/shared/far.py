@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any, Self
 
+from tests.start import Program
+
 ROOT = Path(__file__).parents[2]
 LOOP = """
 import pickle, sys
@@ -55,7 +57,7 @@ class Far:
     """A process that has nothing in common with this one but what is sent to it."""
 
     def __init__(self) -> None:
-        self.process = subprocess.Popen(
+        self.process = Program(
             [sys.executable, "-c", LOOP],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

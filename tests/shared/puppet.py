@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 import cloudpickle
 
 from plait.shared import Lock, locks, who_holds
+from tests.start import Program
 
 SOON_S = 0.05
 """After so long a puppet that waits for a lock looks for a deadlock, and is seen to wait."""
@@ -28,7 +29,7 @@ class Puppet:
     """The process, as a test sees it."""
 
     def __init__(self) -> None:
-        self._process = subprocess.Popen(
+        self._process = Program(
             [sys.executable, "-m", "tests.shared.puppet"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -100,10 +100,10 @@ def test_the_message_names_holdings_wants_and_places() -> None:
     for me, mine, other in (("t0", "accounts", "journal"), ("t1", "journal", "accounts")):
         assert re.search(
             rf"{me} of pid {os.getpid()} holds Lock '{mine}', taken \d+\.\d s ago at\n"
-            r"    \S*test_deadlocks\.py:\d+ in hold_between\n(      first called from .*\n)*"
+            r"    .*test_deadlocks\.py:\d+ in hold_between\n(      first called from .*\n)*"
             rf"  and has waited \d+\.\d s for Lock '{other}' at\n"
-            r"    \S*test_deadlocks\.py:\d+ in take\n"
-            r"    \S*test_deadlocks\.py:\d+ in _take_told\n",
+            r"    .*test_deadlocks\.py:\d+ in take\n"
+            r"    .*test_deadlocks\.py:\d+ in _take_told\n",
             text + "\n",
         ), text
 

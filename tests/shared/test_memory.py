@@ -18,6 +18,7 @@ from plait.shared import libc, memory
 from plait.shared.memory import HEAD_BYTES, Place, Region, regions_of
 from tests.shared.puppet import Puppet, keep
 from tests.shared.test_queues import forked, wait_dead
+from tests.start import Program
 
 pytestmark = pytest.mark.usefixtures("no_files_left")
 
@@ -143,7 +144,7 @@ def test_a_mark_is_taken_off_for_all_who_have_it() -> None:
 def test_another_program_has_no_mark() -> None:
     region = Region.create(10, "test")
     mark = region.mark(1)
-    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, close_fds=False):
+    with Program(["cat"], stdin=subprocess.PIPE, close_fds=False):
         mark.close()
         assert not region.is_marked(1)
 

@@ -36,6 +36,7 @@ from plait.shared import (
     queue_core,
     stores,
 )
+from tests.start import Program
 
 ROOT = Path(__file__).parents[2]
 KINDS = (Queue, LifoQueue, PriorityQueue)
@@ -43,9 +44,9 @@ WAYS = ("fork", "spawn", "plait", "subprocess")
 RUN = "import pickle, sys; fn, args = pickle.load(sys.stdin.buffer); fn(*args)"
 
 
-def start_subprocess(fn: Callable[..., None], *args: Any) -> subprocess.Popen[bytes]:
+def start_subprocess(fn: Callable[..., None], *args: Any) -> Program[bytes]:
     path = os.pathsep.join([str(ROOT), *sys.path])
-    child = subprocess.Popen(
+    child = Program(
         [sys.executable, "-c", RUN], stdin=subprocess.PIPE, env={**os.environ, "PYTHONPATH": path}
     )
     assert child.stdin is not None

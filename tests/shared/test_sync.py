@@ -8,7 +8,6 @@ import os
 import pickle
 import random
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -27,6 +26,7 @@ from plait.shared import Barrier, BoundedSemaphore, Condition, Event, Lock, RLoc
 from plait.shared.conditions import ANY as CONDITION_ANY
 from plait.shared.events import ANY
 from tests.shared.elsewhere import Elsewhere, elsewhere, in_subprocess, until
+from tests.start import Program
 
 __all__ = ["elsewhere"]
 # Forked is what other people fork: that is asked for here.
@@ -340,7 +340,7 @@ def hold(ready: Event, *semaphores: Semaphore) -> None:
     signal.pause()
 
 
-def kill(child: subprocess.Popen[bytes]) -> None:
+def kill(child: Program[bytes]) -> None:
     with child:
         child.kill()
 

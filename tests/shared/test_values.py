@@ -23,6 +23,7 @@ from plait import OwnerDied
 from plait.shared import Array, Counter, RLock, Value, libc, locks, who_holds
 from plait.shared.cells import WHO
 from tests.shared.puppet import is_waited_for, until
+from tests.start import Program
 
 MB = 1024 * 1024
 
@@ -40,7 +41,7 @@ class Child:
             "def wait(): sys.stdin.buffer.read(1)\n"
             f"{code}"
         )
-        self.process = subprocess.Popen(
+        self.process = Program(
             [sys.executable, "-W", "error", "-c", program],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -11,7 +11,7 @@ import sys
 from contextlib import closing, suppress
 
 from plait.backends.launcher import Born, Change, Launcher
-from plait.backends.messages import StatusPage, new_file_fd, new_page_fd
+from plait.backends.messages import OUTPUT_BYTES, StatusPage, new_file_fd, new_page_fd
 from plait.backends.orders import (
     Order,
     Preload,
@@ -32,9 +32,6 @@ if sys.platform != "win32":
     import fcntl
 
 __all__ = ["open_launcher"]
-
-# So much may be printed while nobody reads it, before the one who prints has to wait.
-OUTPUT_BYTES = 1 << 20
 
 
 def open_launcher(start_method: str, preload: tuple[str, ...] = ()) -> Launcher:

@@ -15,13 +15,8 @@ from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from plait import blas, enclosed, wire
-from plait.backends.child_voice import (
-    Voice,
-    are_streams_well,
-    keep_last_words,
-    mend_streams,
-    take_streams,
-)
+from plait.backends.child_streams import Streams, buffer_lines
+from plait.backends.child_voice import Voice, keep_last_words
 from plait.backends.kinship import die_with_parent
 from plait.backends.messages import (
     CANCEL_WORDS,
@@ -75,21 +70,23 @@ SEEDED = ("random", "numpy.random", "torch")
 def main(sock_fd: int, page_fd: int, items_fd: int, results_fd: int, *output_fds: int) -> None:
     """Be a worker until the parent closes the channel; does not return."""
     status = 1
+    streams = Streams()
     try:
         if output_fds:
-            take_streams(*output_fds)
+            streams.take(*output_fds)
         with closing(take_socket(sock_fd)) as sock:
-            _Worker(sock, page_fd, items_fd, results_fd).serve()
+            _Worker(sock, page_fd, items_fd, results_fd, streams).serve()
         status = 0
     except (EOFError, OSError, _Condemned):  # the parent is gone, or wants no more
         status = 0
     finally:
-        _leave(status)
+        _leave(status, streams)
 
 
 def main_spawned(*fds: int) -> None:
     """Be a worker in a fresh interpreter."""
     die_with_parent()
+    buffer_lines()
     main(*fds)
 
 
@@ -97,13 +94,11 @@ def _leave_it_to_the_parent(signum: int, frame: object) -> None:
     """Ignore Ctrl-C; unlike SIG_IGN this is not passed on to programs that a task starts."""
 
 
-def _leave(status: int) -> NoReturn:
+def _leave(status: int, streams: Streams) -> NoReturn:
     """End this process, without waiting for threads that a task left, or for its children."""
     with suppress(ValueError):  # not in the main thread, of a copy that a thread forked
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(Exception):
-            stream.flush()
+    streams.flush_all()
     os._exit(status)
 
 
@@ -131,7 +126,10 @@ class _Condemned(BaseException):
 class _Worker:
     """The state of a worker: its channel and the functions that it knows."""
 
-    def __init__(self, sock: Socket, page_fd: int, items_fd: int, results_fd: int) -> None:
+    def __init__(
+        self, sock: Socket, page_fd: int, items_fd: int, results_fd: int, streams: Streams
+    ) -> None:
+        self._streams = streams
         self._pid = os.getpid()
         self._receiver = Receiver(sock)
         self._sender = Sender(sock)
@@ -221,13 +219,17 @@ class _Worker:
         try:
             setup.context.adopt()
             self._voice.adopt(setup.context.levels)
+            self._streams.adopt(setup.context.texts)
             if setup.initializer is not None:
                 wire.load(setup.initializer)()
+                self._streams.keep()
         except BaseException as error:  # noqa: BLE001  whatever it is, the parent must know
             self._leave_if_not_wanted()
+            self._streams.flush()
             self._sender.send(encode(StartFailed(pack_error(error))))
             return False
         self._leave_if_not_wanted()
+        self._streams.flush()
         self._sender.send(encode(Ready()))
         return True
 
@@ -242,7 +244,7 @@ class _Worker:
         its parent in hand, and must not touch them.
         """
         if os.getpid() != self._pid:
-            _leave(0)
+            _leave(0, self._streams)
 
     def _leave_if_not_wanted(self) -> None:
         """End here if the parent wants no more, or if this is a copy that a task forked."""
@@ -256,6 +258,7 @@ class _Worker:
         if isinstance(known, Learn):
             known.context.adopt()
             self._voice.adopt(known.context.levels)
+            self._streams.adopt(known.context.texts)
             for packed in known.variables:
                 with suppress(Exception):  # of a class that is not to be found here
                     variable, value = wire.load(packed)
@@ -347,9 +350,9 @@ class _Worker:
         queued_s = self._queue_clock.read_since_last()
         results: tuple[Any, ...]
         results = (RESULTS, seq, 0, [value], True, {}, times, True, queued_s, False, (), (), ())
+        self._streams.flush()
         self._sender.send_small(results)
-        if not are_streams_well():
-            mend_streams()
+        self._streams.mend()
         return True
 
     def _report_alone(
@@ -363,7 +366,7 @@ class _Worker:
         times = [(started, monotonic() - started)]
         self._leave_if_not_wanted()
         self._report(seq, Stretch([value], errors, times), is_plain=type(value) is not tuple)
-        mend_streams()
+        self._streams.mend()
 
     def _work(self, work: Work) -> None:
         if work.released:
@@ -374,7 +377,7 @@ class _Worker:
         self._first = work.first
         # What a task sets in its context is not seen by other chunks.
         copy_context().run(self._run, work)
-        mend_streams()
+        self._streams.mend()
 
     def _run(self, work: Work) -> None:
         """Run a chunk; its tasks see the context variables of who asked for them."""
@@ -490,6 +493,7 @@ class _Worker:
         worth: so a chunk that is over soon sends one.
         """
         self._leave_if_copy()
+        self._streams.flush()
         values, errors, times, is_last, _ = stretch
         packed = {offset: self._noting(pack_error, error) for offset, error in errors.items()}
         errors.clear()  # an error refers to the items of its task

@@ -1,8 +1,7 @@
-"""What a worker says besides its results: output, log records, warnings, last words.
+"""What a worker says besides its results and its output: log records, warnings, last words.
 
-Used by child_main.py only. Standard output and error are pipes to the parent, so that
-what C code and programs of a task print arrives as well. Log records and warnings go
-through the channel, each at once: what a worker said before it crashed has been said.
+Used by child_main.py only. Log records and warnings go through the channel, each at once: what
+a worker said before it crashed has been said. (What it prints: child_streams.py.)
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import faulthandler
 import os
 import pickle
-import sys
 import warnings
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -24,40 +22,7 @@ if TYPE_CHECKING:
 
     from plait.channel import Sender
 
-__all__ = ["Voice", "keep_last_words", "take_streams"]
-
-
-def take_streams(out_fd: int, err_fd: int) -> None:
-    """Let standard output and error lead to the parent, line by line."""
-    for number, fd in ((1, out_fd), (2, err_fd)):
-        os.dup2(fd, number)
-        os.close(fd)
-    mend_streams()
-
-
-STREAMS = ((1, "stdout"), (2, "stderr"))
-
-
-def are_streams_well() -> bool:
-    """Whether there is nothing to mend; as a task leaves them, nearly always."""
-    out, err = sys.stdout, sys.stderr
-    return (
-        out is sys.__stdout__
-        and err is sys.__stderr__
-        and not (out is None or err is None or out.closed or err.closed)
-    )
-
-
-def mend_streams() -> None:
-    """Make sys.stdout and sys.stderr anew if they are closed, as a task may have left them."""
-    for number, name in STREAMS:
-        stream = getattr(sys, name)
-        if stream is None or stream.closed or stream is not getattr(sys, f"__{name}__"):
-            stream = open(  # noqa: SIM115  it stays open
-                number, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False
-            )
-            setattr(sys, name, stream)
-            setattr(sys, f"__{name}__", stream)
+__all__ = ["Voice", "keep_last_words"]
 
 
 def keep_last_words(page_fd: int, end_signal: int) -> None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from plait.wire_errors import PackedError
 
 __all__ = [
+    "OUTPUT_BYTES",
     "Context",
     "Forget",
     "Learn",
@@ -39,6 +40,8 @@ __all__ = [
     "StartFailed",
     "StatusPage",
     "Taken",
+    "Text",
+    "Texts",
     "Work",
     "decode",
     "encode",
@@ -67,12 +70,57 @@ class Levels(NamedTuple):
         return cls(found, manager.disable)
 
 
+Text = tuple[str, str]
+"""How a stream turns text to bytes: its encoding, and what it does with what that does not have."""
+
+
+class Texts(NamedTuple):
+    """How the parent's standard streams turn text to bytes."""
+
+    stdout: Text
+    stderr: Text
+
+    @classmethod
+    def here(cls) -> Texts:
+        """Return this process's."""
+        return cls(_text_of(sys.stdout), _text_of(sys.stderr))
+
+
+def _text_of(stream: Any) -> Text:
+    """Return what a stream says, as far as it can be used for lines that a worker prints."""
+    return _usable_text(getattr(stream, "encoding", None), getattr(stream, "errors", None))
+
+
+@lru_cache(maxsize=16)
+def _usable_text(encoding: object, errors: object) -> Text:
+    if not isinstance(encoding, str):  # io.StringIO takes all there is, or there is no stream
+        return ANY_TEXT
+    try:
+        is_usable = "\n".encode(encoding) == b"\n"  # not so in UTF-16: lines are cut at that byte
+    except Exception:  # noqa: BLE001  an encoding of the user's own
+        is_usable = False
+    if not is_usable:
+        return ANY_TEXT
+    if not isinstance(errors, str):
+        return encoding, "strict"
+    # What the program itself has registered is unknown in a worker.
+    return encoding, errors if errors in KNOWN_ERRORS else "backslashreplace"
+
+
+ANY_TEXT: Text = ("utf-8", "surrogatepass")
+KNOWN_ERRORS = {
+    *("strict", "ignore", "replace", "backslashreplace", "surrogateescape", "surrogatepass"),
+    *("xmlcharrefreplace", "namereplace"),
+}
+
+
 class Context(NamedTuple):
     """Where the parent stands: a worker imports, opens, logs and warns as the parent would."""
 
     cwd: str | None
     sys_path: list[str]
     levels: Levels | None
+    texts: Texts
     filters: bytes  # of warnings, pickled: their classes may be the user's
     dont_write_bytecode: bool
 
@@ -84,10 +132,14 @@ class Context(NamedTuple):
         except OSError:  # it was deleted
             cwd = None
         filters = _pickle_filters(tuple(warnings.filters))
-        return cls(cwd, list(sys.path), Levels.here(), filters, sys.dont_write_bytecode)
+        levels, texts = Levels.here(), Texts.here()
+        return cls(cwd, list(sys.path), levels, texts, filters, sys.dont_write_bytecode)
 
     def adopt(self) -> None:
-        """Make folder, path and filters this process's; the levels are for child_voice.py."""
+        """Make folder, path and filters this process's.
+
+        The levels are for child_voice.py, the texts for child_streams.py.
+        """
         sys.path[:] = self.sys_path
         sys.dont_write_bytecode = self.dont_write_bytecode
         if self.cwd is not None:
@@ -219,6 +271,9 @@ class Results(NamedTuple):
     released: tuple[int, ...] = ()  # other segments, which are not any more
     places: tuple[tuple[Any, ...], ...] = ()  # see shared/memory.py
 
+
+# So much may be printed while nobody reads it, before the one who prints has to wait.
+OUTPUT_BYTES = 1 << 20
 
 KINDS = (Setup, Learn, Forget, Work, Ready, StartFailed, Said, Results, Released, Taken)
 NUMBERS = {kind: number for number, kind in enumerate(KINDS)}

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from plait.backends.contract import Setting
-    from plait.backends.messages import Results, Said
+    from plait.backends.messages import Results, Said, Texts
     from plait.segments import Segment, SegmentStore, SegmentView
 
 __all__ = ["Death", "Entry", "Job", "ProcessLane", "Report", "Uttered", "Verdict"]
@@ -124,10 +124,11 @@ class Death(NamedTuple):
 
 
 class Uttered(NamedTuple):
-    """Something that a worker said while it had jobs of a lane."""
+    """Something that a worker said while it had jobs of a lane, whose texts it has adopted."""
 
     said: Said
     worker: str
+    texts: Texts | None = None
 
 
 Entry = Report | Death | Uttered
@@ -357,7 +358,7 @@ class ProcessLane:
             return self._unpack_report(entry)
         if isinstance(entry, Death):
             return self._settle_death(entry)
-        put_out(entry.said, entry.worker, prefix=self._prefix)
+        put_out(*entry, is_prefixed=self._prefix)
         return ()
 
     def _unpack_report(self, report: Report) -> Iterable[Finished]:

@@ -411,10 +411,11 @@ class ProcessBackend:
     def _note_said(self, worker: Worker, said: Said) -> None:
         """Hand what a worker said to the lane that it works, or last worked, for."""
         lane = worker.jobs[0].lane if worker.jobs else next(reversed(worker.known.values()), None)
+        uttered = Uttered(said, worker.name, lane.context.texts if lane else None)
         if lane is None or lane.is_over:
-            self._strays.append(Uttered(said, worker.name))
+            self._strays.append(uttered)
         else:
-            lane.inbox.append(Uttered(said, worker.name))
+            lane.inbox.append(uttered)
             self._turns.tell(lane.arrived)
 
     def _hear(self, worker: Worker, message: Any) -> None:

@@ -30,6 +30,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, NoReturn
 
 from plait.backends import child_main
+from plait.backends.child_streams import buffer_lines
 from plait.backends.kinship import (
     adopt_orphans,
     die_with_parent,
@@ -59,6 +60,7 @@ LAST_WAIT_S = 1
 def main(parent_pid: int) -> None:
     """Serve until the parent is gone; does not return."""
     try:
+        buffer_lines()  # of workers, who inherit it; none of what is printed here
         gc.freeze()  # all that is here now is needed
         with suppress(PermissionError):  # it leads a session already
             os.setsid()

@@ -1,8 +1,9 @@
 """Put out what workers said, as if it had been said here.
 
-Lines go to this process's sys.stdout and sys.stderr, records to its loggers, warnings through
-its filters. Called by the thread that waits for a lane, never by whoever happens to drive:
-handlers, streams and filters are the user's.
+Lines go to this process's sys.stdout and sys.stderr, and on from there: they are not lost in a
+crash of this process. Records go to its loggers, warnings through its filters. Called by the
+thread that waits for a lane, never by whoever happens to drive: handlers, streams and filters
+are the user's.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ import pickle
 import sys
 import warnings
 from contextlib import suppress
+from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any
 
-from plait.backends.messages import Said
+from plait.backends.messages import OUTPUT_BYTES, Said, Text, Texts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,12 +41,14 @@ class OutputReader:
         return self._fd
 
     def read(self) -> Said | None:
-        """Return the lines that are there, if any."""
+        """Return the lines that are there, if any; not for ever, if a program prints for ever."""
         pieces = [self._partial]
+        left = OUTPUT_BYTES  # so much at most is there now, and what comes later can wait
         try:
-            while data := os.read(self._fd, READ_BYTES):
+            while left > 0 and (data := os.read(self._fd, READ_BYTES)):
                 pieces.append(data)
-            self.has_ended = True
+                left -= len(data)
+            self.has_ended = left > 0
         except BlockingIOError:
             pass
         whole, newline, self._partial = b"".join(pieces).rpartition(b"\n")
@@ -71,10 +75,19 @@ def warning(text: str) -> Said:
     return Said("warning", pickle.dumps(facts))
 
 
-def put_out(said: Said, worker: str, *, prefix: bool = False) -> None:
-    """Write, log or warn what a worker said; a handler that fails does not harm the run."""
+def put_out(
+    said: Said, worker: str, texts: Texts | None = None, *, is_prefixed: bool = False
+) -> None:
+    """Write, log or warn what a worker said; a handler that fails does not harm the run.
+
+    ``texts`` are those that the worker has adopted, this process's own by default.
+    """
     try:
-        _WAYS[said.kind](said, f"[{worker}] " if prefix else "")
+        if said.kind in STREAMS:
+            text = _decode(said.data, (texts or Texts.here())[STREAMS.index(said.kind)])
+            _write(said.kind, _with_prefix(text, worker) if is_prefixed else text)
+        else:
+            _WAYS[said.kind](said)
     except Exception:  # noqa: BLE001  of the user's own stream, handler or filter
         with suppress(Exception):
             import traceback
@@ -82,18 +95,42 @@ def put_out(said: Said, worker: str, *, prefix: bool = False) -> None:
             traceback.print_exc()
 
 
-def _write(said: Said, prefix: str) -> None:
-    stream = getattr(sys, said.kind)
+STREAMS = Texts._fields
+
+
+def _decode(data: bytes, text: Text) -> str:
+    """Return what was printed; a program that a task started may print any bytes."""
+    encoding, errors = text
+    try:
+        return data.decode(encoding, errors if errors in REVERSIBLE else "strict")
+    except UnicodeDecodeError:
+        return data.decode(encoding, "replace")
+
+
+REVERSIBLE = ("surrogateescape", "surrogatepass")
+
+
+def _with_prefix(text: str, worker: str) -> str:
+    lines = text.removesuffix("\n").split("\n")
+    return "".join(f"[{worker}] {line}\n" for line in lines)
+
+
+def _write(name: str, text: str) -> None:
+    stream = getattr(sys, name)
     if stream is None or getattr(stream, "closed", False):
         return
-    text = said.data.decode(errors="replace")
-    if prefix:
-        text = "".join(prefix + line for line in text.splitlines(keepends=True))
     with suppress(OSError):  # nobody reads it any more
-        stream.write(text)
+        try:
+            stream.write(text)
+        except UnicodeEncodeError:  # it is another stream now, or these are no characters
+            encoding = stream.encoding
+            stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        # Not those of other kinds: a notebook's would send a message for each.
+        if isinstance(stream, TextIOWrapper):
+            stream.flush()
 
 
-def _log(said: Said, _: str) -> None:
+def _log(said: Said) -> None:
     import logging
 
     record = logging.makeLogRecord(pickle.loads(said.data))
@@ -105,15 +142,10 @@ def _log(said: Said, _: str) -> None:
 _registries: dict[str, dict[Any, Any]] = {}  # by file: what was warned of already
 
 
-def _warn(said: Said, _: str) -> None:
+def _warn(said: Said) -> None:
     facts = pickle.loads(said.data)
     registry = _registries.setdefault(facts["filename"], {})
     warnings.warn_explicit(**facts, registry=registry)
 
 
-_WAYS: dict[str, Callable[[Said, str], None]] = {
-    "stdout": _write,
-    "stderr": _write,
-    "record": _log,
-    "warning": _warn,
-}
+_WAYS: dict[str, Callable[[Said], None]] = {"record": _log, "warning": _warn}
