@@ -115,8 +115,12 @@ def test_slow_down_on_takes_what_retry_on_takes(value: Any) -> None:
     assert Options.of({"retry_on": value}).retry_on is value
 
 
+def test_by_default_no_error_slows_down_the_others() -> None:
+    assert not tell_of_overload([TimeoutError(), OSError()], Options.of({}).slow_down_on)
+
+
 def test_a_time_that_is_over_tells_of_an_overloaded_server() -> None:
-    asked = Options.of({}).slow_down_on
+    asked = Options.of({"slow_down_on": TimeoutError}).slow_down_on
     for error in (
         TimeoutError(),
         asyncio.TimeoutError(),  # noqa: UP041  they are the same, and it should stay so

@@ -85,7 +85,8 @@ class Options:
         backoff: (initial, factor, maximum) in seconds: before the nth retry a random time
             up to ``initial * factor ** (n - 1)`` passes; a number is (number, 2, unlimited).
         slow_down_on: for which errors (as ``retry_on``) fewer tasks are run at once on threads
-            and asyncio, for they tell of an overloaded server; () for none. TaskTimeout is a
+            and asyncio, for they tell of an overloaded server; () for none, the default: errors
+            that tasks raise now and then would slow down all of them. TaskTimeout is a
             TimeoutError. What a function raises here ends the run, as with ``retry_on``.
         memory_limit: resident memory that a worker process, with what it started, may have:
             bytes, or a text like "2GB" or "512MiB".
@@ -109,7 +110,7 @@ class Options:
     retries: int = 0
     retry_on: ErrorFilter = Exception
     backoff: float | tuple[float, float, float] = (0.1, 2.0, 30.0)
-    slow_down_on: ErrorFilter = TimeoutError
+    slow_down_on: ErrorFilter = ()
     memory_limit: int | str | None = None
     max_tasks_per_child: int | None = None
     prefix_output: bool = False
