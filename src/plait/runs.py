@@ -381,7 +381,8 @@ class Run:
                 lane.end_input()
             self._check_time()
             if lane.pending:
-                has_room = lane.pending < pilot.workers * room.depth
+                # A plan that is left tries nothing again.
+                has_room = lane.pending < pilot.workers * room.depth and not pilot.is_leaving
                 patience_s = self._patience(tries=has_room) if is_full else 0.0
                 batch = lane.wait_outcomes(patience_s)
                 final = self._settle(batch)

@@ -16,7 +16,9 @@ import pytest
 
 import plait
 from plait.inputs import DirectInput
+from plait.outcome import Call, Chunk
 from tests.conftest import Way
+from tests.properties import uneven
 from tests.properties.programs import most_at_once
 
 pytestmark = [pytest.mark.usefixtures("clean"), pytest.mark.timeout(30)]
@@ -186,3 +188,34 @@ def test_the_server_dies_as_workers_start_and_another_starts_them() -> None:
     finally:
         has_to_stop.set()
         killer.join()
+
+
+def test_a_plan_that_is_left_waits_for_what_runs_also_where_a_try_is_due() -> None:
+    """It looked at its workers not once, as the time until the next try was over."""
+    tasks = [uneven.Task(0.0003, "nothing") for _ in range(150)]
+    tasks[36] = uneven.Task(0.001, "nothing", failures=99)
+    for _ in range(5):
+        uneven.check(
+            uneven.Call(
+                "map",
+                "range",
+                tuple(tasks),
+                {"buffersize": 50, "retries": 1, "backoff": 0.0},
+                is_plain=False,
+                changes=((0, "processes"), (3, "serial")),
+                helped=(5, "processes"),
+            )
+        )
+
+
+def test_a_wait_that_is_over_at_once_looks_at_what_is_there(process_way: Way) -> None:
+    with plait.Executor(1, **process_way.executor) as executor:
+        lane = executor._backend.open_lane(Call(abs))
+        try:
+            lane.submit(Chunk(0, [-3]))
+            finished = []
+            while not finished:
+                finished = lane.wait_outcomes(0.0)
+            assert finished[0].values == [3]
+        finally:
+            lane.close()

@@ -111,14 +111,17 @@ class Turns:
     ) -> None:
         """Drive until something is so, or sleep while another thread drives.
 
-        Called with the lock; ``arrived`` is a condition of that lock, which handlers notify
-        when they changed something for this thread.
+        Also where the time is over from the beginning it looks once at what is there. Called with
+        the lock; ``arrived`` is a condition of that lock, which handlers notify when they changed
+        something for this thread.
         """
+        has_looked = False
         try:
             while not is_done():
-                left = None if deadline is None else deadline - monotonic()
-                if left is not None and left <= 0:
+                left = None if deadline is None else max(0.0, deadline - monotonic())
+                if left == 0.0 and (has_looked or self._is_driven):
                     return
+                has_looked = True
                 if not self._is_driven:
                     self._drive(left)
                 else:
@@ -160,6 +163,8 @@ class Turns:
 
     def _select(self, timeout: float | None) -> list[tuple[selectors.SelectorKey, int]]:
         select, expected = self._selector.select, self.expected
+        if timeout == 0.0:
+            return select(0)
         if expected <= self._cpus:
             return self._spin.wait(lambda: select(0), lambda: select(timeout))
         # There is no CPU to be kept from going to sleep.
