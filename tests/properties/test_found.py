@@ -16,7 +16,7 @@ import pytest
 
 import plait
 from plait.inputs import DirectInput
-from plait.outcome import Call, Chunk
+from plait.outcome import Call, Chunk, Finished
 from tests.conftest import Way
 from tests.properties import uneven
 from tests.properties.programs import most_at_once
@@ -213,7 +213,7 @@ def test_a_wait_that_is_over_at_once_looks_at_what_is_there(process_way: Way) ->
         lane = executor._backend.open_lane(Call(abs))
         try:
             lane.submit(Chunk(0, [-3]))
-            finished = []
+            finished: list[Finished] = []
             while not finished:
                 finished = lane.wait_outcomes(0.0)
             assert finished[0].values == [3]
