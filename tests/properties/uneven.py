@@ -428,9 +428,9 @@ def draw_call(draw: random.Random) -> Call:
     for _ in range(draw.choice((0, 1, 1, 2, 4)) if count else 0):
         place = draw.randrange(min(count, 40))
         tasks[place] = Task(draw.uniform(0.02, 0.06), draw.choice(("spin", "sleep", "C")))
-    road = draw.choice(ROADS)
+    road = draw.choice((*ROADS, *("map",) * 6))  # the one that most people use
     options: dict[str, Any] = {}
-    if road != "Executor.map" and draw.random() < 0.6:
+    if road != "Executor.map" and draw.random() < 0.5:
         options = draw_options(draw, road)
     if draw.random() < 0.3 and count:
         for place in draw.sample(range(count), min(count, draw.randint(1, 3))):
@@ -442,7 +442,8 @@ def draw_call(draw: random.Random) -> Call:
         changes = list(zip(ats, backends, strict=True))
     helped = None
     if draw.random() < 0.6 and count:
-        helped = (draw.randrange(min(count, 12)), draw.choice(BACKENDS[1:]))
+        place = draw.choice((0, 0, 1, 2, draw.randrange(12)))
+        helped = (min(place, count - 1), draw.choice(BACKENDS[1:]))
     return Call(
         road,
         draw.choice(FORMS),
