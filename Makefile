@@ -6,6 +6,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PYFLAGS ?=
 SECONDS ?= 300
+CALLS ?= 20000
 BENCH ?=
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -45,6 +46,7 @@ bench-quick: $(BENCH_READY)
 soak: $(READY)
 	$(BIN)/python -m tests.shared.kill_matrix --kills 1000
 	$(BIN)/python -m tests.soak --seconds $(SECONDS)
+	$(BIN)/python -m tests.properties.uneven 0 --count $(CALLS) --here --busy 4
 
 clean:
 	rm -rf $(VENV) build dist src/plait/*.so

@@ -7,6 +7,7 @@ processes. ``check`` runs a call and asserts that all of it is as in the loop.
 
     python -m tests.properties.uneven SEED                      one call
     python -m tests.properties.uneven SEED --count N --natural  many, each in a process of its own
+    python -m tests.properties.uneven SEED --count N --here --busy 4    many, on a busy machine
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import faulthandler
 import hashlib
 import itertools
 import os
@@ -23,6 +25,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -37,6 +40,7 @@ from plait.model import Sample
 from plait.pilot import Pilot
 from plait.sentinel import Watch
 
+LIMIT_S = 60.0
 BLOB = bytes(200_000)
 WAYS = ("spin", "sleep", "C", "nothing")
 ROADS = (
@@ -508,18 +512,51 @@ def run_many(first: int, count: int, *, is_natural: bool) -> list[int]:
     return bad
 
 
+def run_here(first: int, count: int, *, is_natural: bool) -> list[int]:
+    """Run calls in this process; one that takes more than LIMIT_S ends it, and says where."""
+    from tests.properties import uneven  # by that name workers know it
+
+    bad = []
+    for seed in range(first, first + count):
+        faulthandler.dump_traceback_later(LIMIT_S, exit=True)
+        draw = random.Random(seed)
+        try:
+            uneven.check(uneven.draw_natural(draw) if is_natural else uneven.draw_call(draw))
+        except Exception:
+            bad.append(seed)
+            print(f"seed {seed} went wrong", file=sys.stderr, flush=True)
+            traceback.print_exc()
+        if (seed - first + 1) % 1000 == 0:
+            print(f"uneven: {seed - first + 1} of {count}, wrong: {bad}", flush=True)
+    faulthandler.cancel_dump_traceback_later()
+    return bad
+
+
+@contextlib.contextmanager
+def busy_machine(loops: int) -> Iterator[None]:
+    """Have so many programs compute meanwhile."""
+    command = [sys.executable, "-c", "while True: pass"]
+    programs = [subprocess.Popen(command) for _ in range(loops)]
+    try:
+        yield
+    finally:
+        for program in programs:
+            program.kill()
+            program.wait()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("seed", type=int, help="of the call, or of the first one")
     parser.add_argument("--count", type=int, help="run so many, each in a process of its own")
+    parser.add_argument("--here", action="store_true", help="run them in one process")
+    parser.add_argument("--busy", type=int, default=0, help="beside so many busy loops")
     parser.add_argument("--natural", action="store_true", help="no options, and nothing forced")
     given = parser.parse_args()
-    if given.count is not None:
-        sys.exit(bool(run_many(given.seed, given.count, is_natural=given.natural)))
-    from tests.properties import uneven  # by that name workers know it
-
-    draw = random.Random(given.seed)
-    uneven.check(uneven.draw_natural(draw) if given.natural else uneven.draw_call(draw))
+    run = run_here if given.here or given.count is None else run_many
+    with busy_machine(given.busy):
+        bad = run(given.seed, given.count or 1, is_natural=given.natural)
+    sys.exit(bool(bad))
 
 
 if __name__ == "__main__":

@@ -254,7 +254,7 @@ class AsyncioLane:
 
     def wake(self) -> None:
         """Have ``wait_outcomes`` return."""
-        self.inbox.wake()
+        self.inbox.put(None)
 
     def cancel(self, first: int) -> bool:
         """Cancel the task of the chunk that begins with a task."""

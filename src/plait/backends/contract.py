@@ -12,7 +12,6 @@ open at once, each used by one thread at a time, all from different threads.
 
 from __future__ import annotations
 
-import threading
 from contextvars import copy_context
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
     from plait.outcome import Call, Chunk, Finished
 
-__all__ = ["Backend", "Lane", "Setting", "Traits", "here"]
+__all__ = ["Backend", "Lane", "Setting", "Traits"]
 
 
 class Traits(NamedTuple):
@@ -174,11 +173,3 @@ class Backend(Protocol):
     def abandon(self) -> None:
         """In a forked child of this process: the workers are the parent's, let them be."""
         ...
-
-
-class _Here(threading.local):
-    backend: Backend | None = None
-
-
-here = _Here()
-"""The backend whose worker, or whose event loop, the calling thread is."""
