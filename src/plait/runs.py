@@ -269,7 +269,8 @@ class Run:
             # The helper may have been through with it before its own last task failed.
             yield from self._follow_plans()
             if not self._is_cancelled:
-                yield from self._settle(self._retries.give_up())  # it was stopped in the sample
+                if self._is_stopped:  # in the sample
+                    yield from self._settle([])
                 self._check_tasks()
 
     def _check_tasks(self) -> None:
@@ -359,8 +360,7 @@ class Run:
 
     def _close_lane(self, lane: Lane) -> None:
         is_late = monotonic() >= self._deadline
-        for finished in lane.close(patience_s=0.0 if is_late else None):
-            self._note(finished)
+        self._settle(lane.close(patience_s=0.0 if is_late else None))
         self.report.abandoned += lane.abandoned
         self.report.shared_bytes = max(self.report.shared_bytes, lane.shared_bytes)
 
@@ -373,8 +373,8 @@ class Run:
                 yield NOTHING  # the helper leaves here, and the caller's thread goes on
             room.depth = pilot.depth(room.most_depth)
             is_full = pilot.is_leaving or self._fill(room, pilot.workers)
-            if self._is_stopped:
-                yield from self._settle(self._retries.give_up())
+            if self._is_stopped and self._retries:
+                yield from self._settle([])
             if not (lane.pending or (not pilot.is_leaving and (feed.is_open or self._retries))):
                 return
             if feed.has_given_all:
@@ -449,9 +449,11 @@ class Run:
             self._setting.limits.time.learn(finished)
         final = batch
         try:
-            if self._retries.are_possible and not self._is_stopped:
+            if self._retries.are_possible:
                 now = monotonic()
                 final = [part for finished in batch for part in self._retries.keep(finished, now)]
+                if self._is_stopped:  # what would be tried again is not: another error ended it
+                    final += self._retries.give_up()
         finally:  # the user's ``retry_on`` may raise
             for finished in final:
                 self._note(finished)

@@ -208,6 +208,31 @@ def test_a_plan_that_is_left_waits_for_what_runs_also_where_a_try_is_due() -> No
         )
 
 
+def test_an_error_that_would_be_tried_again_is_not_the_one_that_is_raised() -> None:
+    """The first task failed once, after the second had failed for good: a loop raises that."""
+    has_failed = threading.Event()
+
+    def task(n: int) -> int:
+        if n == 0:
+            assert has_failed.wait(20)
+            time.sleep(0.01)
+            raise OSError(0)
+        has_failed.set()
+        raise LookupError(n)
+
+    with pytest.raises(LookupError):
+        plait.map(
+            task,
+            range(2),
+            backend="threads",
+            max_workers=2,
+            retries=1,
+            backoff=0.0,
+            retry_on=OSError,
+            chunksize=1,
+        )
+
+
 def test_a_wait_that_is_over_at_once_looks_at_what_is_there(process_way: Way) -> None:
     with plait.Executor(1, **process_way.executor) as executor:
         lane = executor._backend.open_lane(Call(abs))
