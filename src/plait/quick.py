@@ -93,6 +93,11 @@ class Claim:
         return self._owner.setdefault("thread", get_ident()) == get_ident()
 
     @property
+    def is_ours(self) -> bool:
+        """Whether the calling thread has it."""
+        return self._owner.get("thread") == get_ident()
+
+    @property
     def is_taken(self) -> bool:
         """Whether a thread has it."""
         return bool(self._owner)

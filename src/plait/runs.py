@@ -582,6 +582,9 @@ class Run:
         if done:
             beside.early += self._settle([probe.take_over(start, 0, done)])
         beside.go(task)
+        if not task.claim.is_ours:  # nobody will come for this run: it is to go, with what it knows
+            start.beside = self.beside = self._start = self._probe = None
+            self._stack.pop_all()
 
     def _come_back(self) -> Iterator[Finished]:
         """Go on in the caller's thread, after the long task of a quick start."""
@@ -590,6 +593,7 @@ class Run:
         assert probe is not None
         assert self.beside is not None
         self.beside.end()
+        start.beside = None  # it refers to us, and we to the start
         if start.fatal is not None:
             raise start.fatal
         yield from self._settle([probe.take_over(start, len(start.values) - 1)])

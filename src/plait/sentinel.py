@@ -79,6 +79,8 @@ class Sentinel:
         """Watch that no more. What is called at this very moment may go on."""
         if self._watch is watch:
             self._watch = None
+        if watch is not None:
+            watch.clear()  # the thread that sleeps over it is not to keep alive what it refers to
 
     def _serve(self) -> None:
         self._native_id = get_native_id()
@@ -95,18 +97,20 @@ class Sentinel:
         return self._watch
 
     def _look(self, watch: Watch) -> None:
-        due, call = watch[0]
-        left_s = due - monotonic()
-        if left_s > 0:
-            time.sleep(left_s)
-        elif self._watch is watch:
-            del watch[0]
-            if not watch:
-                self._watch = None
-            try:
-                call()
-            except RuntimeError:  # no thread can be started: then all is as without a sentinel
+        try:
+            left_s = watch[0][0] - monotonic()
+            if left_s > 0:
+                time.sleep(left_s)
                 return
+            call = watch.pop(0)[1]
+        except IndexError:  # it is disarmed
+            return
+        if not watch and self._watch is watch:
+            self._watch = None
+        try:
+            call()
+        except RuntimeError:  # no thread can be started: then all is as without a sentinel
+            return
 
     def end(self) -> None:
         """End its thread, and wait until it is gone: this process will be forked.
