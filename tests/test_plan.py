@@ -304,15 +304,16 @@ def test_tasks_that_use_several_cpus_are_tried_on_one(
         return values[0], threads()
 
     with threadpool_limits(2):
-        with plait.run(task, range(1000), max_workers=1) as run:
+        with plait.run(task, range(200), max_workers=1) as run:
             outcomes = list(run)
         assert threads() == 2
-    assert [outcome.value[0] for outcome in outcomes] == [100.0 + n for n in range(1000)]
+    assert [outcome.value[0] for outcome in outcomes] == [100.0 + n for n in range(200)]
     limited = [outcome.index for outcome in outcomes if outcome.value[1] == 1]
     assert run.plan is not None
     assert run.plan.sample is not None
     assert (run.plan.sample.one_cpu_s is not None) == bool(limited) == tries
-    assert limited == list(range(limited[0], limited[0] + TRIED_TASKS)) if tries else not limited
+    if tries:  # on a busy machine one CPU may turn out to be the better choice, and the rest has it
+        assert limited[:TRIED_TASKS] == list(range(limited[0], limited[0] + TRIED_TASKS))
 
 
 def test_auto_runs_the_initializer_before_the_sample() -> None:

@@ -105,7 +105,8 @@ def test_an_input_that_hangs_does_not_hold_up_the_limit(name: str, gate: threadi
         gate.wait()
 
     fn = Way("asyncio").fn(double) if name == "asyncio" else double
-    run = plait.run(fn, items(), timeout=0.3, **way_options(name))
+    plait.map(fn, [1], **way_options(name))  # a worker may take long to start
+    run = plait.run(fn, items(), timeout=1, **way_options(name))
     assert next(run).value == 2
     with pytest.raises(plait.RunTimeout):
         next(run)
@@ -114,9 +115,10 @@ def test_an_input_that_hangs_does_not_hold_up_the_limit(name: str, gate: threadi
 
 def test_a_call_that_is_complete_is_not_late(way: Way) -> None:
     """The reader takes its time, and the limit passes; but nothing is left to be done."""
-    run = plait.run(way.fn(double), range(3), timeout=0.3, chunksize=3, **way.options)
+    plait.map(way.fn(double), range(3), **way.options)  # a worker may take long to start
+    run = plait.run(way.fn(double), range(3), timeout=1, chunksize=3, **way.options)
     first = next(run)
-    time.sleep(0.35)
+    time.sleep(1.05)
     assert sorted([first.value, *(outcome.value for outcome in run)]) == [0, 2, 4]
 
 
