@@ -313,7 +313,8 @@ def test_tasks_that_use_several_cpus_are_tried_on_one(
     assert run.plan.sample is not None
     assert (run.plan.sample.one_cpu_s is not None) == bool(limited) == tries
     if tries:  # on a busy machine one CPU may turn out to be the better choice, and the rest has it
-        assert limited[:TRIED_TASKS] == list(range(limited[0], limited[0] + TRIED_TASKS))
+        tried = limited[:TRIED_TASKS]  # fewer, if the first of them takes too long
+        assert tried == list(range(tried[0], tried[0] + len(tried)))
 
 
 def test_auto_runs_the_initializer_before_the_sample() -> None:

@@ -196,6 +196,7 @@ class ProcessLane:
         self.variables = wire.pack_context(setting.context)
         self.pending = 0
         self._has_ended = False  # nothing more will be submitted, but for what fails
+        self._rescued: list[Finished] = []  # was unpacked as an exception came from outside
         self._counting = threading.Lock()  # guards pending: one thread may submit, another wait
         # The next six are guarded by the backend's lock.
         self.has_all = False  # what waits may go to who is free
@@ -300,14 +301,23 @@ class ProcessLane:
         Several threads may do that at once: each outcome goes to one of them.
         """
         deadline = None if timeout is None else monotonic() + timeout
-        finished = self._take_failed()
+        finished = self._take_failed() + self._take_rescued()
         while self.pending and not finished:
-            arrived = self._backend.wait(self, deadline, until)
+            arrived = deque(self._backend.wait(self, deadline, until))
             if not arrived:
                 break
-            for entry in arrived:
-                finished += self._unpack(entry)
+            try:
+                while arrived:
+                    finished += self._unpack(arrived.popleft())
+            except BaseException:  # Ctrl-C, as a line is printed: the rest is told by ``close``
+                self.inbox.extendleft(reversed(arrived))
+                self._rescued += finished
+                raise
         return finished
+
+    def _take_rescued(self) -> list[Finished]:
+        rescued, self._rescued = self._rescued, []
+        return rescued
 
     def _take_failed(self) -> list[Finished]:
         if not self._failed:
@@ -337,7 +347,7 @@ class ProcessLane:
 
     def close(self, *, patience_s: float | None = None) -> list[Finished]:
         """Drop what has not started; what runs gets a grace period, then its worker ends."""
-        finished: list[Finished] = []
+        finished = self._take_rescued()
         for entry in self._backend.close_lane(self, patience_s):
             finished += self._unpack(entry)
         self.shared_bytes = self._backend.shared_bytes

@@ -184,9 +184,11 @@ class ProcessBackend:
             self._turns.expected = self._dispatcher.busy
             self._turns.wait_until(is_done, lane.arrived, deadline)
             lane.is_woken = False
-            arrived = list(lane.inbox)
-            lane.inbox.clear()
-            if not arrived:
+            # After a Ctrl-C, which comes out at the end of this block, it is left for ``close``.
+            arrived = [] if shield.is_hit else list(lane.inbox)
+            if arrived:
+                lane.inbox.clear()
+            elif not shield.is_hit:
                 self.check_usable()
         if self._strays:
             self._put_out_strays()
