@@ -14,7 +14,7 @@ import pytest
 import plait
 from plait import runs
 from plait.feed import Feed
-from plait.inputs import DirectInput, SlicedInput, Span, can_slice
+from plait.inputs import SlicedInput, Span, can_slice
 from plait.options import Options
 from plait.outcome import Chunk
 
@@ -249,9 +249,8 @@ def test_what_is_given_back_may_be_taken_also_where_nothing_more_may_be_read() -
 
     The results after those that were given back waited for them, and they for room.
     """
-    feed = Feed(iter(range(100)), None, Options(buffersize="auto"))
+    feed = Feed(iter(range(100)), 100, Options(buffersize="auto"))
     feed.open(lambda: None)
-    feed._input = DirectInput(iter(range(100)))
     first = feed.take(5, 5, 4)
     while (chunk := feed.take(9, 9, 4)).items:  # as far as four workers may
         assert numbers(chunk)

@@ -202,10 +202,13 @@ class Beside:
 
     def _call_back(self) -> None:
         """Have the helper stop, and wait until it has."""
-        self.must_stop = True
-        self.run.wake()
+        self._tell_to_stop()
         with self._ended:
             self.must_stop = False
+
+    def _tell_to_stop(self) -> None:
+        self.must_stop = True
+        self.run.wake()
 
     def leave(self, stack: ExitStack) -> None:
         """End the helper as ``end`` does, before a run is closed: by ``stack``, which is in use.
@@ -221,8 +224,7 @@ class Beside:
         is_back = False
         while not is_back and monotonic() < deadline:
             try:
-                self.must_stop = True
-                self.run.wake()
+                self._tell_to_stop()
                 is_back = self._ended.acquire(timeout=PATIENCE_S)
             except BaseException as error:  # noqa: BLE001  raised below
                 interrupt = error

@@ -54,7 +54,7 @@ def collect_values(
     if start is None:
         made = prepare(Call(fn, style), iterables, options, keeps=True)
     else:
-        made = go_on(start, options) if start.is_ours else start.beside.run
+        made = go_on(start, options) if start.claim.is_ours else start.beside.run
     return collect(made, options)
 
 

@@ -112,6 +112,8 @@ class Feed:
     @property
     def fed(self) -> int:
         """How many tasks were taken and not given back."""
+        if not self._returned:  # as good as always, and it is asked for each chunk
+            return self.numbered
         return self.numbered - sum(len(chunk.items) for chunk in self._returned)
 
     @property

@@ -189,9 +189,7 @@ class Probe:
         if limit_s is not None:
             return self._run_aside(chunk, limit_s)
         finished, before, after, imported = self._measure(chunk)
-        tasks = len(finished.values)
-        if tasks < len(chunk.items):
-            self._give_back(chunk.part(tasks))
+        tasks = self._give_back_rest(chunk, finished)
         imported = imported and not measured.counted  # all of them did
         measured.note(before, after, tasks, (tasks, 1.0) if imported else None)
         if imported:
@@ -263,11 +261,15 @@ class Probe:
             after = read_thread_clock()
         finally:
             thread_limit.release()
+        self._measured.note_tried(before, after, self._give_back_rest(chunk, finished))
+        return finished
+
+    def _give_back_rest(self, chunk: Chunk, finished: Finished) -> int:
+        """Give back the tasks of a step that were not run; return how many were."""
         tasks = len(finished.values)
         if tasks < len(chunk.items):
             self._give_back(chunk.part(tasks))
-        self._measured.note_tried(before, after, tasks)
-        return finished
+        return tasks
 
     def _wants_heart(self) -> bool:
         measured = self._measured

@@ -117,7 +117,6 @@ class Start:
         before, after: the clocks of the thread.
         claim: whoever takes it goes on with the rest. This thread does, at the end; if it is in
             a long task, another one may have done so before.
-        is_ours: whether this thread has the claim; set at the end.
         beside: the other one and what it made of the rest, if it has the claim; see beside.py.
         context: the context variables at the beginning.
         thread: the identifiers of this thread, Python's and the system's.
@@ -146,7 +145,6 @@ class Start:
         self.rest = join(iterables)
         self.fatal: BaseException | None = None
         self.claim = Claim()
-        self.is_ours = False
         self.beside: Any = None
         self.context = copy_context()
         self.thread = (get_ident(), get_native_id())
@@ -166,7 +164,7 @@ class Start:
             self.fatal = error
         while not self._is_ended(watch):
             pass
-        return is_over and self.is_ours and self.fatal is None
+        return is_over and self.claim.is_ours and self.fatal is None
 
     def _is_ended(self, watch: Watch | None) -> bool:
         """End the watch and settle whose the rest is; False if an interrupt came into it.
@@ -176,7 +174,7 @@ class Start:
         try:
             sentinel.disarm(watch)
             self.imports.settle()
-            self.is_ours = self.claim.take()
+            self.claim.take()
             self._end_heart()
         except BaseException as error:  # noqa: BLE001
             self.fatal = error
@@ -185,7 +183,7 @@ class Start:
 
     def cancel(self) -> None:
         """End what a helper has begun, where the caller's thread did not come to take it over."""
-        if self.beside is not None and not self.is_ours:
+        if self.beside is not None and not self.claim.is_ours:
             self.beside.run.cancel()
 
     def _hear_of_slow_task(self) -> None:

@@ -102,6 +102,8 @@ class Sentinel:
             if left_s > 0:
                 time.sleep(left_s)
                 return
+            if self._watch is not watch:  # this process is about to be forked
+                return
             call = watch.pop(0)[1]
         except IndexError:  # it is disarmed
             return
