@@ -111,6 +111,7 @@ class Run:
         self._retries = Retries(RetryPolicy(options), _draw)
         self._bell: SimpleQueue[None] = SimpleQueue()  # rung to end a wait for the next try
         self._deadline = math.inf
+        self._looked_late = False
         self._pool: Backend | None = None
         self._lane: Lane | None = None
         self._pilot: Pilot | None = None  # of the lane
@@ -379,7 +380,7 @@ class Run:
                 return
             if feed.has_given_all:
                 lane.end_input()
-            self._check_time()
+            self._check_time_with(lane)
             if lane.pending:
                 # A plan that is left tries nothing again.
                 has_room = lane.pending < pilot.workers * room.depth and not pilot.is_leaving
@@ -475,6 +476,18 @@ class Run:
             self._audit.check(self._feed.numbered)
         with suppress(Empty):
             self._bell.get(timeout=self._patience())
+
+    def _check_time_with(self, lane: Lane) -> None:
+        """Check the time, but have the lane looked at once more when it is over.
+
+        The reader may have taken the time, while the last results lay there.
+        """
+        assert self._pool is not None
+        may_look = bool(lane.pending) and not self._pool.traits.runs_in_caller
+        if may_look and not self._looked_late and monotonic() >= self._deadline:
+            self._looked_late = True
+        else:
+            self._check_time()
 
     def _check_time(self) -> None:
         if monotonic() >= self._deadline:

@@ -36,6 +36,7 @@ class Traits(NamedTuple):
     # Outcomes come only while a thread waits for them. Several may wait in a lane at once, each
     # ``until`` something of its own: see ``DrivenLane``.
     is_driven: bool = False
+    runs_in_caller: bool = False  # to wait for outcomes is to run the tasks
 
 
 class Setting:

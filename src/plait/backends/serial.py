@@ -29,7 +29,7 @@ NO_CHUNK = Chunk(0, ())
 class SerialBackend:
     """Runs tasks in the thread that waits for them."""
 
-    traits = Traits(name="serial")
+    traits = Traits(name="serial", runs_in_caller=True)
     max_workers = 1
     start_s = None
 
