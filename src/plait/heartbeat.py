@@ -31,7 +31,7 @@ from contextlib import suppress
 from queue import Empty, SimpleQueue
 from time import thread_time
 
-from plait.clocks import cpu_of_thread, is_asleep, monotonic
+from plait.clocks import cpu_of_thread, is_running, monotonic
 from plait.host import QueueClock
 from plait.sentinel import sentinel, wait_gone
 
@@ -207,7 +207,7 @@ class Heartbeat:
         took_s, now_s = self._counted() - started, cpu_of_thread(tasks_id)
         computed_s = None if cpu_s is None or now_s is None else now_s - cpu_s
         slept, queued_s = count_sleeps() - sleeps, queue.read_since_last()
-        is_blind = slept <= 1 and queued_s > LATE_S and is_asleep(tasks_id)
+        is_blind = slept <= 1 and queued_s > LATE_S and not is_running(tasks_id)
         if pauses == self._pauses and not is_blind:
             self._count(beat_s, took_s, queued_s, computed_s, slept)
         self.cpu_s = thread_time()
