@@ -104,7 +104,7 @@ def test_a_program_that_forks_after_a_map_is_not_told_that_it_has_threads(run_py
         "        os._exit(0)\n"
         "    assert os.waitpid(pid, 0)[1] == 0\n"
     )
-    done = run_python("-W", "error", "-c", code)
+    done = run_python("-W", "always", "-c", code)
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -120,7 +120,7 @@ def test_a_task_that_forks_while_it_is_measured_is_not_told_that_either(run_pyth
         "    return os.waitpid(pid, 0)[1]\n"
         "assert plait.map(task, range(3)) == [0, 0, 0]\n"
     )
-    done = run_python("-W", "error", "-c", code)
+    done = run_python("-W", "always", "-c", code)
     assert (done.returncode, done.stderr) == (0, "")
 
 

@@ -24,7 +24,6 @@ count, for between two steps the tasks' thread lets go of the GIL.
 
 from __future__ import annotations
 
-import os
 import sys
 from _thread import allocate_lock, get_native_id, start_new_thread
 from contextlib import suppress
@@ -33,7 +32,7 @@ from time import thread_time
 
 from plait.clocks import cpu_of_thread, is_running, monotonic
 from plait.host import QueueClock
-from plait.sentinel import sentinel, wait_gone
+from plait.sentinel import before_fork, wait_gone
 
 __all__ = ["Heartbeat", "Tally", "has_gil"]
 
@@ -142,7 +141,8 @@ class Heartbeat:
             with suppress(ValueError):  # a fork in another thread has stopped it
                 _running.remove(self)
             self._bell.put(None)
-            self._ended.acquire(timeout=GONE_S)  # when Python ends, its other threads do not run
+            with suppress(RuntimeError):  # when Python ends, its other threads do not run
+                self._ended.acquire(timeout=GONE_S)
 
     def resume(self, native_id: int = 0) -> None:
         """Beat and count from now on, while this thread runs tasks; 0: the calling one."""
@@ -233,7 +233,6 @@ _running: list[Heartbeat] = []
 
 def _end_all() -> None:
     """Before a fork: a process with several threads is not to be forked (Python 3.12 warns)."""
-    sentinel.end()  # it starts some
     while _running:
         heart = _running[-1]
         heart.stop()  # and it is none of them any more
@@ -241,8 +240,7 @@ def _end_all() -> None:
             wait_gone(heart.native_id)
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_end_all)
+before_fork.append(_end_all)
 
 
 def _count_sleeps() -> int:

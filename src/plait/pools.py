@@ -2,7 +2,9 @@
 
 Starting processes for each ``plait.map`` would cost more than many maps. Calls from
 several threads share a pool. One janitor thread, asleep until the next pool is due,
-closes what was idle for IDLE_S; the rest is closed at exit.
+closes what was idle for IDLE_S; the rest is closed at exit. Before this process is forked, the
+janitor and the idle pools of threads end: a process with several threads is not to be forked
+(Python 3.12 warns of it).
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from plait.backends import open_backend
 from plait.host import monotonic
+from plait.sentinel import wait_gone
 
 if TYPE_CHECKING:
     from plait.backends.contract import Backend
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
 __all__ = ["is_warm", "leased"]
 
 IDLE_S = 30.0
+GONE_S = 1.0
+"""How long a fork waits for the end of the janitor, which may be closing a pool."""
 
 Key = tuple[str, int, str | None, int | None]
 
@@ -65,7 +70,9 @@ class _Pools:
                 backend = open_backend(plan.backend, max_workers, options)
                 warm = _Warm(key, preload, backend)
                 self.warm.append(warm)
-                self._wake_janitor()
+                self.changed.notify()
+            if self.janitor is None:  # the first pool, or the first call after a fork
+                self._start_janitor()
             warm.users += 1
             return warm.backend
 
@@ -86,15 +93,15 @@ class _Pools:
                 self.warm.remove(warm)
         backend.close()
 
-    def _wake_janitor(self) -> None:
-        if self.janitor is None:
-            self.janitor = threading.Thread(target=self._let_go, name="plait-janitor", daemon=True)
-            self.janitor.start()
-        self.changed.notify()
+    def _start_janitor(self) -> None:
+        self.janitor = threading.Thread(target=self._let_go, name="plait-janitor", daemon=True)
+        self.janitor.start()
 
     def _let_go(self) -> None:
         while True:
             with self.changed:
+                if self.janitor is not threading.current_thread():  # this process is being forked
+                    return
                 # A pool may wait up to twice its time: nobody wakes the janitor at each
                 # release, which would cost more than a small map.
                 self.changed.wait(IDLE_S if self.warm else None)
@@ -113,6 +120,19 @@ class _Pools:
             old, self.warm = self.warm, []
         for warm in old:
             warm.backend.close()
+
+    def end_threads(self) -> None:
+        """End the janitor and the idle pools of threads."""
+        with self.changed:
+            idle = [warm for warm in self.warm if warm.key[0] == "threads" and not warm.users]
+            self.warm = [warm for warm in self.warm if warm not in idle]
+            janitor, self.janitor = self.janitor, None
+            self.changed.notify()
+        for warm in idle:
+            warm.backend.close()
+        if janitor is not None and janitor is not threading.current_thread():
+            janitor.join(GONE_S)  # it may be closing a pool
+            wait_gone(janitor.native_id or 0)
 
     def abandon(self) -> None:
         for warm in self.warm:
@@ -135,7 +155,10 @@ def _close_all() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pools.abandon)
+    os.register_at_fork(
+        before=_pools.end_threads,
+        after_in_child=_pools.abandon,
+    )
 
 
 @contextmanager

@@ -19,7 +19,7 @@ TYPE_CHECKING = False  # as in typing
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["LATE_S", "SLOW_S", "Sentinel", "Watch", "sentinel", "wait_gone"]
+__all__ = ["LATE_S", "SLOW_S", "Sentinel", "Watch", "before_fork", "sentinel", "wait_gone"]
 
 SLOW_S = 0.004
 """Of a task that has been running for so long it is worth knowing more."""
@@ -119,12 +119,15 @@ class Sentinel:
 
         If it is a watched task that forks, that is not watched any more.
         """
-        native_id = self._native_id
-        if native_id > 0:
-            self._watch = None
-            self._bell.put(False)
-            wait_gone(native_id)
-            self.__init__()  # type: ignore[misc]
+        if not self._native_id:
+            return
+        self._watch = None
+        self._bell.put(False)
+        until = monotonic() + GONE_S
+        while self._native_id < 0 and monotonic() < until:  # it is started, but has not run yet
+            time.sleep(0.000_05)
+        wait_gone(self._native_id)
+        self.__init__()  # type: ignore[misc]
 
     def forget(self) -> None:
         """In a forked child: the thread was the parent's."""
@@ -142,5 +145,21 @@ def wait_gone(native_id: int) -> None:
 
 
 sentinel = Sentinel()
+
+before_fork: list[Callable[[], object]] = []
+"""What ends the threads that the sentinel's thread may have started.
+
+Such a module may be imported by that very thread while a fork begins: a hook that it registered
+with Python then would not be called any more.
+"""
+
+
+def _end_all() -> None:
+    """End the sentinel's thread, then those that it started."""
+    sentinel.end()
+    for end in before_fork:
+        end()
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=sentinel.end, after_in_child=sentinel.forget)
+    os.register_at_fork(before=_end_all, after_in_child=sentinel.forget)

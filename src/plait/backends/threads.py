@@ -24,6 +24,7 @@ from plait.host import monotonic
 from plait.limits import LEAST_RELATIVE_S, leave_to_itself
 from plait.outcome import Call, Chunk, Finished
 from plait.running import begin_task, begin_tasks, end_tasks
+from plait.sentinel import wait_gone
 from plait.worker import FLUSH_S, run_apart, run_together
 
 if TYPE_CHECKING:
@@ -165,6 +166,7 @@ class ThreadBackend:
         for thread in threads:
             if thread is not threading.current_thread():
                 thread.join()
+                wait_gone(thread.native_id or 0)
 
     def abandon(self) -> None:
         """In a forked child: the threads exist in the parent only."""
