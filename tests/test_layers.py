@@ -221,7 +221,7 @@ def loaded_by(code: str) -> set[str]:
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
-    return set(done.stdout.split())
+    return set(done.stdout.split()) - set(sys.builtin_module_names)
 
 
 TINY_MAPS = """

@@ -8,6 +8,7 @@ do not matter, and those of a Python to come, are known by how far they move the
 from __future__ import annotations
 
 import dis
+import sys
 from collections.abc import Callable
 from dis import Instruction
 from types import CodeType, ModuleType
@@ -27,6 +28,7 @@ KEEPS = {"POP_TOP", "POP_ITER", "END_FOR", "STORE_NAME", "NOP", "NOT_TAKEN", "RE
     *(name for name in dis.opmap if name.startswith(("POP_JUMP", "JUMP_IF_"))),
 }
 JUMPS = frozenset((*dis.hasjrel, *dis.hasjabs))
+NTH_ITERATOR = 2 if sys.version_info >= (3, 15) else 1  # what FOR_ITER keeps above it
 HAS_METHOD_FLAG = "LOAD_METHOD" not in dis.opmap  # in LOAD_ATTR, since Python 3.12
 
 
@@ -152,7 +154,7 @@ class Frame:
 
     def iterate(self, step: Instruction) -> None:  # noqa: ARG002  as all handlers have it
         """Load the next of ``for x in xs``: the iterator stays, and stands here for what it has."""
-        owner = self._peek(1)
+        owner = self._peek(NTH_ITERATOR)
         has_keys = issubclass(type(owner.obj), dict)
         self._push(UNKNOWN if has_keys else owner.element())
 
@@ -212,6 +214,9 @@ class Frame:
 
     def operate(self, step: Instruction) -> None:
         """Look out for ``x += [1]`` of a local name; storing into others is noted anyway."""
+        if step.argrepr == "[]":  # Python 3.14
+            self.load_element(step)
+            return
         owner = self._peek(2)
         self.skip(step)
         can_change = owner.obj is not NOTHING and can_store(owner.obj, self._listener.home)
