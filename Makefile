@@ -44,6 +44,7 @@ bench-quick: $(BENCH_READY)
 	$(BIN)/python -m benchmarks --quick $(BENCH)
 
 soak: $(READY)
+	$(BIN)/python $(PYFLAGS) -m pytest -m soak
 	$(BIN)/python -m tests.shared.kill_matrix --kills 1000
 	$(BIN)/python -m tests.soak --seconds $(SECONDS)
 	$(BIN)/python -m tests.properties.uneven 0 --count $(CALLS) --here --busy 4

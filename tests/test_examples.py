@@ -68,6 +68,7 @@ def test_squares(run_example: RunExample) -> None:
     assert sorted(int(n) for _, values in workers for n in values.split(", ")) == squares
 
 
+@pytest.mark.soak
 def test_squares_by_pool_size(run_example: RunExample, tmp_path: Path) -> None:
     output = run_example("squares_by_pool_size.py", "--plot", tmp_path / "sweep.png")
     squares = [n * n for n in range(1, 11)]

@@ -192,6 +192,9 @@ def works(way: Way) -> bool:
 
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("stage", ["unpickling the item", "running", "pickling the result"])
+@pytest.mark.parametrize(
+    "process_way", ["server", pytest.param("spawn", marks=pytest.mark.soak)], indirect=True
+)
 def test_only_the_guilty_task_fails(process_way: Way, fault: str, stage: str) -> None:
     item = OnArrival(fault) if stage == "unpickling the item" else Plain(fault, stage)
     items = [*range(5), item, *range(6, 12)]

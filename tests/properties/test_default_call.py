@@ -14,7 +14,14 @@ from tests.properties.uneven import check, draw_call
 pytestmark = [pytest.mark.usefixtures("clean"), pytest.mark.timeout(300 if not IS_LONG else 7200)]
 
 
-@examples(300)
+@examples(40)
 @given(st.integers(0, 10**9))
 def test_a_random_call_gives_what_a_plain_loop_does(seed: int) -> None:
+    check(draw_call(random.Random(seed)))
+
+
+@pytest.mark.soak
+@examples(300)
+@given(st.integers(0, 10**9))
+def test_so_do_many(seed: int) -> None:
     check(draw_call(random.Random(seed)))

@@ -550,6 +550,7 @@ def kill_at(step: int) -> None:
     sys.settrace(trace)
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("begins_anew", [False, True])
 def test_a_kill_between_any_two_instructions_leaves_the_old_or_the_new(
     begins_anew: bool, far: Far

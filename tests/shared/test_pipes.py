@@ -314,6 +314,7 @@ def expect_the_end(end: Connection) -> None:
     assert is_told_of_the_end(end)
 
 
+@pytest.mark.soak
 def test_a_program_that_forks_for_nothing_for_long_is_told_as_well(
     quick: None, monkeypatch: pytest.MonkeyPatch, no_files_left: None
 ) -> None:
@@ -537,6 +538,7 @@ def test_a_child_may_be_slow_to_say_what_it_has(
     marks.clear()
 
 
+@pytest.mark.soak
 def test_a_child_may_be_killed_at_any_bytecode_of_its_arrival(
     quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -590,6 +592,7 @@ def test_an_end_is_the_same_object_when_it_comes_back() -> None:
     assert "closed" in repr(here)
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("act", ["send", "close", "pickle"])
 def test_a_process_may_be_killed_at_any_bytecode(act: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipes, "LOOK_S", 0.02)

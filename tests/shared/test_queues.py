@@ -485,6 +485,7 @@ ACTS: dict[str, Callable[[Queue], Any]] = {
 }
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("act", ACTS)
 @pytest.mark.parametrize("make", [*KINDS, "redeliver"])
 def test_a_process_may_be_killed_at_any_bytecode(act: str, make: Any) -> None:

@@ -647,6 +647,7 @@ def crash(name: str) -> int:
     return run()
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("name", CRASHES)
 def test_a_process_may_be_killed_at_any_step(name: str) -> None:
     with in_subprocess(crash, name) as child:  # one that has no threads to fork
