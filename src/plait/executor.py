@@ -165,7 +165,7 @@ class Executor(concurrent.futures.Executor):
         thread = threading.Thread(target=feed, name="plait-executor-map", daemon=True)
         self._maps.add(thread)
         thread.start()
-        return _read(values, len(items), timeout, made.cancel)
+        return _read(values, len(items), timeout, made.cancel, self._desk.check_wait)
 
     # --- shutdown ----------------------------------------------------------------------
 
@@ -204,12 +204,14 @@ def _read(
     count: int,
     timeout: float | None,
     cancel: Callable[[], None],
+    check_wait: Callable[[], None],
 ) -> Iterator[Any]:
     deadline = None if timeout is None else monotonic() + timeout
 
     def read() -> Iterator[Any]:
         try:
             for _ in range(count):
+                check_wait()
                 left = None if deadline is None else max(0.0, deadline - monotonic())
                 try:
                     value, error = values.get(timeout=left)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from plait.backends import open_backend
 from plait.host import monotonic
+from plait.running import OUR_LOOP, inside
 
 if TYPE_CHECKING:
     from plait.backends.contract import Backend
@@ -50,7 +51,9 @@ class _Pools:
         self.janitor: threading.Thread | None = None
 
     def lease(self, plan: Plan, options: Options, max_workers: int) -> Backend:
-        if plan.backend == "serial" or options.initializer is not None:  # for one call only
+        is_in_our_loop = plan.backend == "asyncio" and OUR_LOOP in inside.get()
+        # For one call only. The loop of a warm pool may be the one that this call holds up.
+        if plan.backend == "serial" or options.initializer is not None or is_in_our_loop:
             return open_backend(plan.backend, max_workers, options)
         key = (
             plan.backend,
@@ -62,7 +65,7 @@ class _Pools:
             preload = set(options.preload)
             warm = next((warm for warm in self.warm if self._fits(warm, key, preload)), None)
             if warm is None:
-                backend = open_backend(plan.backend, max_workers, options)
+                backend = open_backend(plan.backend, max_workers, options, is_shared=True)
                 warm = _Warm(key, preload, backend)
                 self.warm.append(warm)
                 self._wake_janitor()

@@ -13,9 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 from plait.backends.contract import Setting, Traits
 from plait.backends.inbox import Inbox
-from plait.errors import PlaitError, PoolClosed, TaskTimeout, Victim, WorkerStartError
+from plait.errors import (
+    DeadlockError,
+    PlaitError,
+    PoolClosed,
+    TaskTimeout,
+    Victim,
+    WorkerStartError,
+)
 from plait.host import monotonic
 from plait.outcome import Call, Chunk, Finished, Stretch
+from plait.running import OUR_LOOP, inside
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -45,6 +53,8 @@ class AsyncioBackend:
         self._tasks: set[asyncio.Task[None]] = set()  # asyncio itself keeps no strong reference
         self._thread: threading.Thread | None = None
         self._loop = loop
+        # A call that is made on a loop of ours holds that up until it is over.
+        self.marks = frozenset({OUR_LOOP} if loop is None else ())
         self._lock = threading.Lock()  # guards the starting of the loop
         self._refusal: PlaitError | None = None  # why no work is taken
 
@@ -57,6 +67,14 @@ class AsyncioBackend:
         """Raise the reason why no work can be taken, if there is one."""
         if self._refusal is not None:
             raise self._refusal
+
+    def check_wait(self) -> None:
+        """Raise DeadlockError if the calling thread runs the loop that it would wait for."""
+        if self._thread is threading.current_thread():
+            raise DeadlockError(
+                "This coroutine would hold up the event loop that is to run what it waits for. "
+                "Await it: asyncio.wrap_future(future), or plait.amap()."
+            )
 
     def open_lane(self, call: Call, setting: Setting | None = None) -> AsyncioLane:
         """Open a way for a coroutine function; starts the loop if need be."""
@@ -142,7 +160,8 @@ class AsyncioLane:
         self._call = call
         self._loop = loop
         self._limit = setting.limits.time
-        self.context = setting.context
+        self.context = setting.context.copy()
+        self.context.run(inside.set, setting.inside | backend.marks)
         self.shared_bytes = 0
         self.abandoned = 0
         self.inbox = Inbox()
