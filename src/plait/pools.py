@@ -1,8 +1,10 @@
 """Keep pools warm between calls, and let them go when nobody came for a while.
 
-Starting processes for each ``plait.map`` would cost more than many maps. Calls from
-several threads share a pool. One janitor thread, asleep until the next pool is due,
-closes what was idle for IDLE_S; the rest is closed at exit.
+Starting processes for each ``plait.map`` would cost more than many maps. Calls from several
+threads share a pool, and take turns. For a call that would have to wait for processes that
+others keep busy there is a second pool, of a worker for each CPU at most; there are no more
+than these two. (A pool of threads starts such workers itself.) One janitor thread, asleep until
+the next pool is due, closes what was idle for IDLE_S; the rest is closed at exit.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from plait.backends import open_backend
-from plait.host import monotonic
+from plait.host import cpu_count, monotonic
 from plait.running import OUR_LOOP, inside
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["is_warm", "leased"]
 
 IDLE_S = 30.0
+MOST_ALIKE = 2
 
 Key = tuple[str, int, str | None, int | None]
 
@@ -40,6 +43,11 @@ class _Warm:
         self.users = 0
         self.idle_since = 0.0
         self.is_kept = True
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether a call would have to wait for the tasks of others."""
+        return self.users > 0 and getattr(self.backend, "is_crowded", False)
 
 
 class _Pools:
@@ -63,12 +71,15 @@ class _Pools:
         )
         with self.changed:
             preload = set(options.preload)
-            warm = next((warm for warm in self.warm if self._fits(warm, key, preload)), None)
-            if warm is None:
-                backend = open_backend(plan.backend, max_workers, options, is_shared=True)
+            fitting = [warm for warm in self.warm if self._fits(warm, key, preload)]
+            warm = next((warm for warm in fitting if not warm.is_crowded), None)
+            if warm is None and len(fitting) < MOST_ALIKE:
+                workers = min(max_workers, cpu_count()) if fitting else max_workers
+                backend = open_backend(plan.backend, workers, options, is_shared=True)
                 warm = _Warm(key, preload, backend)
                 self.warm.append(warm)
                 self._wake_janitor()
+            warm = warm or min(fitting, key=lambda warm: warm.users)
             warm.users += 1
             return warm.backend
 

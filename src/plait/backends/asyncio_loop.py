@@ -45,11 +45,13 @@ class AsyncioBackend:
         max_workers: int,
         initializer: Callable[[], object] | None = None,
         loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        is_shared: bool = False,
     ) -> None:
+        """Prepare places for so many coroutines: for all, or if it is *shared*, for each call."""
         self.max_workers = max_workers
         self._initializer = initializer
-        self._places = list(range(max_workers, 0, -1))  # free ones; only the loop touches it
-        self._place_free = asyncio.Semaphore(max_workers)
+        self._places = None if is_shared else _Places(max_workers)
         self._tasks: set[asyncio.Task[None]] = set()  # asyncio itself keeps no strong reference
         self._thread: threading.Thread | None = None
         self._loop = loop
@@ -112,14 +114,16 @@ class AsyncioBackend:
         task.add_done_callback(lane.settle)
 
     async def _run(self, lane: AsyncioLane, chunk: Chunk) -> None:
-        async with self._place_free:
-            if not lane.inbox.claim():
-                return
-            place = self._places.pop()
-            try:
+        place = await lane.places.take()
+        try:
+            if lane.inbox.claim():
                 await lane.run(chunk, f"coroutine-{place}")
-            finally:
-                self._places.append(place)
+        finally:
+            lane.places.give_back(place)
+
+    def places_for_lane(self) -> _Places:
+        """Return the places of a lane: a call does not wait for those of another."""
+        return self._places or _Places(self.max_workers)
 
     def give_up(self) -> None:
         """Leave the loop to itself: something blocks it, or does not let itself be cancelled."""
@@ -142,6 +146,24 @@ class AsyncioBackend:
         """In a forked child: the loop runs in the parent only."""
         self._refusal = PoolClosed("This pool belongs to the parent process; open a new one.")
         self._thread = None
+
+
+class _Places:
+    """So many places for coroutines that run at once; used on the loop only."""
+
+    def __init__(self, count: int) -> None:
+        self._numbers = list(range(count, 0, -1))  # of the free ones
+        self._is_free = asyncio.Semaphore(count)
+
+    async def take(self) -> int:
+        """Wait for a place, and return its number."""
+        await self._is_free.acquire()
+        return self._numbers.pop()
+
+    def give_back(self, number: int) -> None:
+        """Let the next one have a place."""
+        self._numbers.append(number)
+        self._is_free.release()
 
 
 class AsyncioLane:
@@ -167,6 +189,7 @@ class AsyncioLane:
         self.inbox = Inbox()
         self._new: deque[Chunk] = deque()  # which the loop is to start
         self._is_told = False  # the loop, that there are some
+        self.places = backend.places_for_lane()
         self.tasks: dict[asyncio.Task[None], Chunk] = {}
         self._cancelled: set[int] = set()  # the first tasks of chunks, while they end
 
