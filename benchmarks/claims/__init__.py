@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from benchmarks.claims import (
     arrays_in,
     arrays_out,
+    beside,
     captured,
     choice,
     cold,
@@ -42,6 +43,7 @@ CLAIMS: dict[str, Callable[[Bench], None]] = {
     "cpu": cpu.run,
     "pareto": pareto.run,
     "sleeps": sleeps.run,
+    "beside": beside.run,
     "arrays-in": arrays_in.run,
     "arrays-out": arrays_out.run,
     "captured": captured.run,

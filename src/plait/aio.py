@@ -71,7 +71,7 @@ def _prepare_async(
     if options.backend == "processes":
         start_early()
     backend = None
-    if is_coroutine(fn):
+    if is_coroutine(fn) and options.executor is None:
         workers = options.max_workers or MOST_COROUTINES
         backend = AsyncioBackend(workers, loop=asyncio.get_running_loop())
     return prepare(Call(fn, style_of(iterables)), iterables, options, backend=backend, keeps=keeps)

@@ -150,6 +150,8 @@ def prepare(
             raise TypeError(f"the {_nth(place)} input is no iterable but {type(iterable).__name__}")
     if not iterables:
         raise TypeError("plait needs at least one iterable of items")
+    if options.executor is not None:
+        backend = options.executor.backend_for_calls()
     total = total_of(iterables)
     is_one = len(iterables) == 1 and can_slice(iterables[0])
     items = iterables[0] if is_one else join(iterables)

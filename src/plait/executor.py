@@ -12,8 +12,9 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
+from dataclasses import replace
 from queue import Empty, SimpleQueue
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from plait.backends import open_backend
 from plait.backends.contract import Setting
@@ -29,6 +30,9 @@ from plait.outcome import Call
 from plait.plans import choose
 from plait.preload import check_preload
 from plait.server_process import start_early
+
+if TYPE_CHECKING:
+    from plait.backends.contract import Backend
 
 __all__ = ["Executor"]
 
@@ -50,6 +54,13 @@ class Executor(concurrent.futures.Executor):
         max_tasks_per_child: how many tasks a worker process runs before it is replaced.
         task_timeout: seconds that one task may take; see ``plait.Options``.
         memory_limit: memory that a worker process may have; see ``plait.Options``.
+
+    Attributes:
+        options: what holds for its workers and tasks, as ``plait.Options``.
+
+    ``plait.map(fn, items, executor=executor)`` and its sisters use its workers. No more than
+    ``max_workers`` tasks run at once, whoever asked for them; calls take turns. Only where a task
+    waits for tasks of its own executor, another one runs in its place meanwhile.
 
     A future can be cancelled while its task runs on processes, too: the worker is ended and
     replaced. (On asyncio the coroutine is cancelled; a thread cannot be.)
@@ -74,7 +85,7 @@ class Executor(concurrent.futures.Executor):
         task_timeout: float | str | None = None,
         memory_limit: int | str | None = None,
     ) -> None:
-        self._options = Options.of(
+        self.options = Options.of(
             {
                 "backend": backend,
                 "max_workers": max_workers,
@@ -88,14 +99,15 @@ class Executor(concurrent.futures.Executor):
             }
         )
         check_preload(preload)
-        if self._options.backend == "auto":
+        if self.options.backend == "auto":
             allowed = "'threads', 'processes', 'asyncio' or 'serial'; only map() can measure first"
             raise OptionError("backend", "auto", allowed)
-        if self._options.backend == "processes":
+        if self.options.backend == "processes":
             start_early()  # while what it needs here is loaded
-        plan = choose(self._options, Facts(cpu_count()))
-        self._backend = open_backend(plan.backend, plan.max_workers, self._options)
-        setting = Setting(Limits.of(self._options))
+        plan = choose(self.options, Facts(cpu_count()))
+        self.options = replace(self.options, max_workers=plan.max_workers)
+        self._backend = open_backend(plan.backend, plan.max_workers, self.options)
+        setting = Setting(Limits.of(self.options))
         self._desk: Desk
         if isinstance(self._backend, ThreadBackend) and not setting.limits.are_set:
             self._desk = CallDesk(self._backend)
@@ -114,13 +126,19 @@ class Executor(concurrent.futures.Executor):
         Raises PoolClosed (a RuntimeError) after ``shutdown``.
         """
         if fn is not self._checked:
-            check(fn, {"backend": self._options.backend})
+            check(fn, {"backend": self.options.backend})
             self._checked = fn
         if self._is_shut_down:
             raise closed_error()
         future: PlaitFuture[T] = PlaitFuture(self._desk)
         self._desk.submit(future, (fn, args, kwargs))
         return future
+
+    def backend_for_calls(self) -> Backend:
+        """Return the pool, for a call like ``plait.map(..., executor=self)``."""
+        if self._is_shut_down:
+            raise closed_error()
+        return self._backend
 
     # --- map ---------------------------------------------------------------------------
 
@@ -141,15 +159,16 @@ class Executor(concurrent.futures.Executor):
             chunksize: tasks sent together.
         """
         given = {
-            "backend": self._options.backend,
+            "backend": self.options.backend,
             "chunksize": chunksize,
-            "task_timeout": self._options.task_timeout,
-            "memory_limit": self._options.memory_limit,
+            "task_timeout": self.options.task_timeout,
+            "memory_limit": self.options.memory_limit,
         }
         options = check(fn, given)
         items = list(zip(*iterables, strict=False))
         call = Call(fn, "star")
-        made = prepare(call, (items,), options.with_order(ordered=True), backend=self._backend)
+        backend = self.backend_for_calls()
+        made = prepare(call, (items,), options.with_order(ordered=True), backend=backend)
         values: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
 
         def feed() -> None:
@@ -160,12 +179,10 @@ class Executor(concurrent.futures.Executor):
                 values.put((None, error))
             self._maps.discard(threading.current_thread())
 
-        if self._is_shut_down:
-            raise closed_error()
         thread = threading.Thread(target=feed, name="plait-executor-map", daemon=True)
         self._maps.add(thread)
         thread.start()
-        return _read(values, len(items), timeout, made.cancel)
+        return _read(values, len(items), timeout, made.cancel, self._desk.check_wait)
 
     # --- shutdown ----------------------------------------------------------------------
 
@@ -204,12 +221,14 @@ def _read(
     count: int,
     timeout: float | None,
     cancel: Callable[[], None],
+    check_wait: Callable[[], None],
 ) -> Iterator[Any]:
     deadline = None if timeout is None else monotonic() + timeout
 
     def read() -> Iterator[Any]:
         try:
             for _ in range(count):
+                check_wait()
                 left = None if deadline is None else max(0.0, deadline - monotonic())
                 try:
                     value, error = values.get(timeout=left)

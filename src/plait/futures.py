@@ -13,24 +13,27 @@ when nobody has waited for a moment, and at once when somebody wants to be calle
 from __future__ import annotations
 
 import math
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from functools import partial
+from threading import current_thread
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
+from plait.backends.threads import ThreadBackend
 from plait.chunks import BRIEF_S
 from plait.clocks import monotonic
 from plait.errors import PlaitError, PoolClosed
 from plait.outcome import Call, Chunk, Finished
+from plait.running import inside
 from plait.shield import Shield
 from plait.worker import invoke
 
 if TYPE_CHECKING:
     from plait.backends.contract import Backend, DrivenLane, Lane, Setting
-    from plait.backends.threads import ThreadBackend
 
 __all__ = ["CallDesk", "Desk", "LaneDesk", "PlaitFuture", "closed_error"]
 
@@ -53,6 +56,14 @@ class Desk(Protocol):
 
     def attend(self) -> None:
         """See to it that futures are resolved soon although nobody waits for them."""
+        ...
+
+    def expect_wait(self, future: PlaitFuture[Any]) -> None:
+        """Hear, maybe with the future's lock held, that the caller will wait, unseen by us."""
+        ...
+
+    def check_wait(self) -> None:
+        """Raise DeadlockError if the calling thread would wait for itself."""
         ...
 
     def tell(self, future: PlaitFuture[Any]) -> None:
@@ -80,9 +91,21 @@ class PlaitFuture(Future[T]):
     """A future whose task can be ended while it runs, if its worker can be."""
 
     def __init__(self, desk: Desk) -> None:
+        self._waiting: list[Any] = []
         super().__init__()
         self._desk = desk
         self._was_ended = False
+
+    @property
+    def _waiters(self) -> list[Any]:
+        """What ``concurrent.futures.wait`` and ``as_completed`` add to before they wait."""
+        if not self.done():
+            self._desk.expect_wait(self)
+        return self._waiting
+
+    @_waiters.setter
+    def _waiters(self, waiters: list[Any]) -> None:
+        self._waiting = waiters
 
     def result(self, timeout: float | None = None) -> T:
         """Return the value of the task, or raise its error; TimeoutError after ``timeout``."""
@@ -103,9 +126,16 @@ class PlaitFuture(Future[T]):
         self._desk.wait_for(self, timeout)
         return None if deadline is None else max(0.0, deadline - monotonic())
 
+    def wait(self, timeout: float | None) -> None:
+        """Wait until it is done, and do nothing for that."""
+        with self._condition:
+            self._condition.wait_for(self.done, timeout)
+
     def add_done_callback(self, fn: Callable[[Future[T]], object]) -> None:
         """Have ``fn(future)`` called when the task is over; at once if it is."""
         super().add_done_callback(fn)
+        if _is_on_loop():  # it is to be awaited there
+            self._desk.expect_wait(self)
         self._desk.attend()
 
     def cancel(self) -> bool:
@@ -143,7 +173,8 @@ class CallDesk:
             raise closed_error()
         self._pending.add(future)
         try:
-            self._lane.submit(partial(self._run, future, copy_context().run, task))
+            run = _context_in(self._backend).run
+            self._lane.submit(partial(self._run, future, run, task))
         except PoolClosed:
             self._pending.discard(future)
             raise
@@ -158,18 +189,27 @@ class CallDesk:
             self._pending.remove(future)
         except KeyError:  # it was told that there are no workers
             return
-        if not future.set_running_or_notify_cancel():
-            return
-        fn, args, kwargs = task
-        try:
-            value = run(fn, *args, **kwargs)
-        except BaseException as error:  # noqa: BLE001  whatever it is, it is the task's
-            future.set_exception(error)
-        else:
-            future.set_result(value)
+        _run(future, run, task)
 
     def wait_for(self, future: PlaitFuture[Any], timeout: float | None) -> None:
-        """Do nothing: the workers need nobody."""
+        """Lend a place to the workers if it is one of their tasks that waits."""
+        if self._backend.number in inside.get():
+            self._hasten(future)
+            with self._backend.lent_place():
+                future.wait(timeout)
+
+    def _hasten(self, future: PlaitFuture[Any]) -> None:
+        """Let the call of a future be the next; so a recursion goes down before it spreads."""
+        self._lane.hasten(lambda call: call.args[0] is future)
+
+    def expect_wait(self, future: PlaitFuture[Any]) -> None:
+        """Lend a place until the task that calls this is over, if it is one of these workers'."""
+        if self._backend.number in inside.get():
+            self._hasten(future)
+            self._backend.lend_place()
+
+    def check_wait(self) -> None:
+        """Do nothing: nobody waits for a place that its caller holds."""
 
     def attend(self) -> None:
         """Do nothing: they call back."""
@@ -207,6 +247,32 @@ class CallDesk:
         self._pending = set()
 
 
+def _run(future: PlaitFuture[Any], run: Callable[..., Any], task: tuple[Any, ...]) -> None:
+    """Run a task and resolve its future."""
+    if not future.set_running_or_notify_cancel():
+        return
+    fn, args, kwargs = task
+    try:
+        value = run(fn, *args, **kwargs)
+    except BaseException as error:  # noqa: BLE001  whatever it is, it is the task's
+        future.set_exception(error)
+    else:
+        future.set_result(value)
+
+
+def _context_in(pool: ThreadBackend) -> Context:
+    """Return a copy of the caller's context variables for a task in a pool."""
+    context = copy_context()
+    context.run(inside.set, inside.get() | {pool.number})
+    return context
+
+
+def _is_on_loop() -> bool:
+    """Whether the calling thread runs an event loop."""
+    events = sys.modules.get("asyncio.events")
+    return events is not None and events._get_running_loop() is not None  # noqa: SLF001
+
+
 def _fail(failed: Failed) -> None:
     for future, error in failed:
         future.set_exception(error)
@@ -227,6 +293,7 @@ class LaneDesk:
         self._backend = backend
         self._setting = setting
         self._is_driven = backend.traits.is_driven
+        self._threads = backend if isinstance(backend, ThreadBackend) else None
         self._lock = threading.Lock()  # guards everything below
         self._changed = threading.Condition(self._lock)
         self._lane: Lane | None = None
@@ -245,9 +312,14 @@ class LaneDesk:
 
     def submit(self, future: PlaitFuture[Any], task: tuple[Any, ...]) -> None:
         """Queue a task, and send it if a worker is free for it."""
+        if self._backend.traits.runs_in_caller and current_thread() is self._keeper:
+            # One of its tasks submits another, and would wait for a turn that it has itself.
+            _run(future, copy_context().run, task)
+            return
         if self._backend.traits.shares_memory:  # each task sees the caller's context variables
             fn, args, kwargs = task
-            task = (copy_context().run, (fn, *args), kwargs)
+            context = copy_context() if self._threads is None else _context_in(self._threads)
+            task = (context.run, (fn, *args), kwargs)
         with self._lock:
             if self._is_closed:
                 raise closed_error()
@@ -267,8 +339,10 @@ class LaneDesk:
         failed: Failed = []
         is_brief = self._task_s is not None and self._task_s < BRIEF_S
         depth = self._backend.traits.queue_depth if is_brief else 1
+        lent = 0 if self._threads is None else self._threads.lent
+        most = (self._backend.max_workers + lent) * depth
         while self._waiting:
-            if self._lane and self._lane.pending >= self._backend.max_workers * depth:
+            if self._lane and self._lane.pending >= most:
                 break
             future, task = self._waiting.popleft()
             if future.set_running_or_notify_cancel():
@@ -295,6 +369,9 @@ class LaneDesk:
     def wait_for(self, future: PlaitFuture[Any], timeout: float | None) -> None:
         """Read outcomes until a future is done, or time is up, or others will do it."""
         if not self._is_driven:
+            self.check_wait()
+            if self._threads is not None and self._threads.number in inside.get():
+                self._wait_inside(future, self._threads, timeout)
             return
         deadline = math.inf if timeout is None else monotonic() + timeout
         try:
@@ -315,6 +392,20 @@ class LaneDesk:
                 is_wanted = self._is_busy or self._is_closed
                 if self._keeper_rests and is_wanted and not self._awaited:
                     self._changed.notify()
+
+    def _wait_inside(
+        self, future: PlaitFuture[Any], threads: ThreadBackend, timeout: float | None
+    ) -> None:
+        """Wait as one of the tasks: its place is for others meanwhile, first of all for this."""
+        with threads.lent_place():
+            with self._lock:
+                entry = next((entry for entry in self._waiting if entry[0] is future), None)
+                if entry is not None:
+                    self._waiting.remove(entry)
+                    self._waiting.appendleft(entry)
+                failed = self._send()
+            _fail(failed)
+            future.wait(timeout)
 
     def _advance(self, timeout: float | None, until: Callable[[], bool]) -> bool:
         """Wait for outcomes, and resolve their futures; False if there is nothing to wait for."""
@@ -393,6 +484,19 @@ class LaneDesk:
         with self._lock:
             # If it has just finished, the result was there first.
             return self._futures.pop(index, None) is not None
+
+    def expect_wait(self, future: PlaitFuture[Any]) -> None:  # noqa: ARG002
+        """Lend a place until the task that calls this is over, if it is one of these workers'."""
+        if self._threads is not None and self._threads.number in inside.get():
+            self._threads.lend_place()
+            if self._lane is not None:  # the keeper sends what there is room for now
+                self._lane.wake()
+
+    def check_wait(self) -> None:
+        """Raise DeadlockError where a coroutine would wait for its own event loop."""
+        check = getattr(self._backend, "check_wait", None)  # its module may not be loaded
+        if check is not None:
+            check()
 
     # --- The keeper ------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, Protocol, TypedDict
 
 from plait.errors import OptionError, UnknownOption
 
@@ -23,6 +23,16 @@ Progress = bool | Callable[[int, int | None], None]
 ErrorFilter = (
     type[BaseException] | tuple[type[BaseException], ...] | Callable[[BaseException], bool]
 )
+
+
+class WithWorkers(Protocol):
+    """What ``executor=`` takes: a ``plait.Executor``, which this module may not import."""
+
+    options: Options
+
+    def backend_for_calls(self) -> Any:
+        """Return its pool; raises PoolClosed after its shutdown."""
+        ...
 
 
 class OptionArgs(TypedDict, total=False):
@@ -48,6 +58,7 @@ class OptionArgs(TypedDict, total=False):
     memory_limit: int | str | None
     max_tasks_per_child: int | None
     prefix_output: bool
+    executor: WithWorkers | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +103,10 @@ class Options:
             bytes, or a text like "2GB" or "512MiB".
         max_tasks_per_child: how many tasks a worker process runs before it is replaced.
         prefix_output: whether lines that worker processes print begin with who printed them.
+        executor: a ``plait.Executor`` whose workers run the tasks. Without it, calls with the same
+            options share workers, and take turns. Its options hold: ``backend``, ``max_workers``
+            and the others of its workers need not be given, and cannot be given otherwise.
+            A call that is under way when the executor is shut down ends with PoolClosed.
     """
 
     backend: str = "auto"
@@ -114,6 +129,7 @@ class Options:
     memory_limit: int | str | None = None
     max_tasks_per_child: int | None = None
     prefix_output: bool = False
+    executor: WithWorkers | None = None
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Options:
@@ -132,7 +148,8 @@ class Options:
             allowed = CHECKS[name](value)
             if allowed is not None:
                 raise OptionError(name, value, allowed)
-        options = cls(**given)
+        executor = given.get("executor")
+        options = cls(**(given if executor is None else _with_executor(given, executor.options)))
         for name in FOR_PROCESSES:
             value = getattr(options, name)
             if value is not None and options.backend not in ("auto", "processes"):
@@ -162,6 +179,23 @@ class Options:
     def with_order(self, ordered: bool) -> Options:  # noqa: FBT001  it is the option's own type
         """Fill in the order where the user did not ask for one."""
         return self if self.ordered is not None else replace(self, ordered=ordered)
+
+
+def _with_executor(given: Mapping[str, Any], its: Options) -> dict[str, Any]:
+    """Return what was given, and what holds as an executor was opened with it."""
+    for name in OF_WORKERS:
+        value, default = getattr(its, name), _DEFAULTS[name]
+        if name in given and given[name] not in (default, value):
+            raise OptionError(name, given[name], f"{value!r}, as the executor has it, or left out")
+    if its.backend == "serial" and not its.has_deadline:
+        for name in ("task_timeout", "timeout"):
+            if given.get(name) is not None:
+                allowed = "None on a serial executor: who runs tasks cannot watch the time as well"
+                raise OptionError(name, given[name], allowed)
+    of_workers = {name: getattr(its, name) for name in OF_WORKERS if name not in FOR_STARTS}
+    of_tasks = {name: getattr(its, name) for name in ("task_timeout", "memory_limit")}
+    starts = {name: _DEFAULTS[name] for name in FOR_STARTS}  # that is its own business
+    return {**of_tasks, **given, **of_workers, **starts}
 
 
 # A check returns None where the value is good, and else what is allowed.
@@ -282,7 +316,19 @@ CHECKS: dict[str, Check] = {
     "memory_limit": _check_memory_limit,
     "max_tasks_per_child": _count(None),
     "prefix_output": _instance(bool, "True or False"),
+    # By its attribute: to import the class here would load most of plait.
+    "executor": lambda value: (
+        None
+        if value is None or isinstance(getattr(value, "options", None), Options)
+        else "a plait.Executor, or None"
+    ),
 }
+
+_DEFAULTS = {field.name: field.default for field in fields(Options)}
+
+# What holds for the workers of a pool, whatever they do; and of that, what matters as they start.
+FOR_STARTS = ("initializer", "initargs", "preload")
+OF_WORKERS = ("backend", "max_workers", "start_method", "max_tasks_per_child", *FOR_STARTS)
 
 # What only worker processes can obey.
 FOR_PROCESSES = ("memory_limit", "max_tasks_per_child")
@@ -306,7 +352,6 @@ FOREIGN = {
     "engine": "backend",
     "method": "backend",
     "prefer": "backend",
-    "executor": "backend",
     "scheduler": "backend",
     "mp_context": "start_method",
     "context": "start_method",

@@ -1,10 +1,12 @@
 """Keep pools warm between calls, and let them go when nobody came for a while.
 
-Starting processes for each ``plait.map`` would cost more than many maps. Calls from
-several threads share a pool. One janitor thread, asleep until the next pool is due,
-closes what was idle for IDLE_S; the rest is closed at exit. Before this process is forked, the
-janitor and the idle pools of threads end: a process with several threads is not to be forked
-(Python 3.12 warns of it).
+Starting processes for each ``plait.map`` would cost more than many maps. Calls from several
+threads share a pool, and take turns. For a call that would have to wait for processes that
+others keep busy there is a second pool, of a worker for each CPU at most; there are no more
+than these two. (A pool of threads starts such workers itself.) One janitor thread, asleep until
+the next pool is due, closes what was idle for IDLE_S; the rest is closed at exit. Before this
+process is forked, the janitor and the idle pools of threads end: a process with several threads
+is not to be forked (Python 3.12 warns of it).
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from plait.backends import open_backend
-from plait.host import monotonic
+from plait.host import cpu_count, monotonic
+from plait.running import OUR_LOOP, inside
 from plait.sentinel import wait_gone
 
 if TYPE_CHECKING:
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["is_warm", "leased"]
 
 IDLE_S = 30.0
+MOST_ALIKE = 2
 GONE_S = 1.0
 """How long a fork waits for the end of the janitor, which may be closing a pool."""
 
@@ -45,6 +49,11 @@ class _Warm:
         self.idle_since = 0.0
         self.is_kept = True
 
+    @property
+    def is_crowded(self) -> bool:
+        """Whether a call would have to wait for the tasks of others."""
+        return self.users > 0 and getattr(self.backend, "is_crowded", False)
+
 
 class _Pools:
     """The warm pools of this process, and the thread that lets them go."""
@@ -55,7 +64,9 @@ class _Pools:
         self.janitor: threading.Thread | None = None
 
     def lease(self, plan: Plan, options: Options, max_workers: int) -> Backend:
-        if plan.backend == "serial" or options.initializer is not None:  # for one call only
+        is_in_our_loop = plan.backend == "asyncio" and OUR_LOOP in inside.get()
+        # For one call only. The loop of a warm pool may be the one that this call holds up.
+        if plan.backend == "serial" or options.initializer is not None or is_in_our_loop:
             return open_backend(plan.backend, max_workers, options)
         key = (
             plan.backend,
@@ -65,14 +76,17 @@ class _Pools:
         )
         with self.changed:
             preload = set(options.preload)
-            warm = next((warm for warm in self.warm if self._fits(warm, key, preload)), None)
-            if warm is None:
-                backend = open_backend(plan.backend, max_workers, options)
+            fitting = [warm for warm in self.warm if self._fits(warm, key, preload)]
+            warm = next((warm for warm in fitting if not warm.is_crowded), None)
+            if warm is None and len(fitting) < MOST_ALIKE:
+                workers = min(max_workers, cpu_count()) if fitting else max_workers
+                backend = open_backend(plan.backend, workers, options, is_shared=True)
                 warm = _Warm(key, preload, backend)
                 self.warm.append(warm)
                 self.changed.notify()
             if self.janitor is None:  # the first pool, or the first call after a fork
                 self._start_janitor()
+            warm = warm or min(fitting, key=lambda warm: warm.users)
             warm.users += 1
             return warm.backend
 

@@ -6,11 +6,31 @@ may be as well, where tiny tasks run without a look between them; 0: none.
 
 from __future__ import annotations
 
+import itertools
 import threading
+from contextvars import ContextVar
 
 from plait.compiled import fast
 
-__all__ = ["begin_task", "begin_tasks", "end_tasks", "get_task", "set_task", "text_of_task"]
+__all__ = [
+    "OUR_LOOP",
+    "begin_task",
+    "begin_tasks",
+    "end_tasks",
+    "get_task",
+    "inside",
+    "pool_numbers",
+    "set_task",
+    "text_of_task",
+]
+
+# The pools of this process in whose tasks the current code runs, by number: the task's own pool,
+# the pool of the task that called that one, and so on. A call from there must not wait for a
+# place that one of these tasks holds. It is a context variable, for it is to follow a call into
+# helper threads (``amap``, ``asyncio.to_thread``).
+inside: ContextVar[frozenset[int]] = ContextVar("plait_inside", default=frozenset())
+pool_numbers = itertools.count(1)
+OUR_LOOP = 0  # stands for every event loop of plait's own
 
 MORE_BITS = 40
 MOST_MORE = (1 << 64 - MORE_BITS) - 1

@@ -40,7 +40,11 @@ SIZES = (1, 2, 4, 8)
 TICK_S = 1e-9  # nothing takes no time, though some clocks say so
 
 # What a sweep varies itself, and the argument that says how.
-VARIED = {"backend": "backends=('threads', 'processes')", "max_workers": "sizes=(1, 2, 4, 8)"}
+VARIED = {
+    "backend": "backends=('threads', 'processes')",
+    "max_workers": "sizes=(1, 2, 4, 8)",
+    "executor": "sizes=(1, 2, 4, 8)",
+}
 
 
 def sweep(

@@ -21,8 +21,13 @@ def default_start_method() -> str:
     return "server" if CAN_FORK else "spawn"
 
 
-def open_backend(name: str, max_workers: int, options: Options) -> Backend:
-    """Open a backend by name. Its module is imported now, not before."""
+def open_backend(
+    name: str, max_workers: int, options: Options, *, is_shared: bool = False
+) -> Backend:
+    """Open a backend by name. Its module is imported now, not before.
+
+    ``is_shared``: unrelated calls will use it at the same time.
+    """
     initializer: Callable[[], object] | None = None
     if options.initializer is not None:
         initializer = partial(options.initializer, *options.initargs)
@@ -33,11 +38,11 @@ def open_backend(name: str, max_workers: int, options: Options) -> Backend:
     if name in ("threads", "serial"):  # who runs the tasks cannot watch the time as well
         from plait.backends.threads import ThreadBackend
 
-        return ThreadBackend(max_workers, initializer)
+        return ThreadBackend(max_workers, initializer, is_shared=is_shared)
     if name == "asyncio":
         from plait.backends.asyncio_loop import AsyncioBackend
 
-        return AsyncioBackend(max_workers, initializer)
+        return AsyncioBackend(max_workers, initializer, is_shared=is_shared)
     from plait.backends.processes import ProcessBackend
 
     return ProcessBackend(

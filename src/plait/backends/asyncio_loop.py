@@ -13,9 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 from plait.backends.contract import Setting, Traits
 from plait.backends.inbox import Inbox
-from plait.errors import PlaitError, PoolClosed, TaskTimeout, Victim, WorkerStartError
+from plait.errors import (
+    DeadlockError,
+    PlaitError,
+    PoolClosed,
+    TaskTimeout,
+    Victim,
+    WorkerStartError,
+)
 from plait.host import monotonic
 from plait.outcome import Call, Chunk, Finished, Stretch
+from plait.running import OUR_LOOP, inside
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -37,14 +45,18 @@ class AsyncioBackend:
         max_workers: int,
         initializer: Callable[[], object] | None = None,
         loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        is_shared: bool = False,
     ) -> None:
+        """Prepare places for so many coroutines: for all, or if it is *shared*, for each call."""
         self.max_workers = max_workers
         self._initializer = initializer
-        self._places = list(range(max_workers, 0, -1))  # free ones; only the loop touches it
-        self._place_free = asyncio.Semaphore(max_workers)
+        self._places = None if is_shared else _Places(max_workers)
         self._tasks: set[asyncio.Task[None]] = set()  # asyncio itself keeps no strong reference
         self._thread: threading.Thread | None = None
         self._loop = loop
+        # A call that is made on a loop of ours holds that up until it is over.
+        self.marks = frozenset({OUR_LOOP} if loop is None else ())
         self._lock = threading.Lock()  # guards the starting of the loop
         self._refusal: PlaitError | None = None  # why no work is taken
 
@@ -57,6 +69,14 @@ class AsyncioBackend:
         """Raise the reason why no work can be taken, if there is one."""
         if self._refusal is not None:
             raise self._refusal
+
+    def check_wait(self) -> None:
+        """Raise DeadlockError if the calling thread runs the loop that it would wait for."""
+        if self._thread is threading.current_thread():
+            raise DeadlockError(
+                "This coroutine would hold up the event loop that is to run what it waits for. "
+                "Await it: asyncio.wrap_future(future), or plait.amap()."
+            )
 
     def open_lane(self, call: Call, setting: Setting | None = None) -> AsyncioLane:
         """Open a way for a coroutine function; starts the loop if need be."""
@@ -94,14 +114,16 @@ class AsyncioBackend:
         task.add_done_callback(lane.settle)
 
     async def _run(self, lane: AsyncioLane, chunk: Chunk) -> None:
-        async with self._place_free:
-            if not lane.inbox.claim():
-                return
-            place = self._places.pop()
-            try:
+        place = await lane.places.take()
+        try:
+            if lane.inbox.claim():
                 await lane.run(chunk, f"coroutine-{place}")
-            finally:
-                self._places.append(place)
+        finally:
+            lane.places.give_back(place)
+
+    def places_for_lane(self) -> _Places:
+        """Return the places of a lane: a call does not wait for those of another."""
+        return self._places or _Places(self.max_workers)
 
     def give_up(self) -> None:
         """Leave the loop to itself: something blocks it, or does not let itself be cancelled."""
@@ -126,6 +148,24 @@ class AsyncioBackend:
         self._thread = None
 
 
+class _Places:
+    """So many places for coroutines that run at once; used on the loop only."""
+
+    def __init__(self, count: int) -> None:
+        self._numbers = list(range(count, 0, -1))  # of the free ones
+        self._is_free = asyncio.Semaphore(count)
+
+    async def take(self) -> int:
+        """Wait for a place, and return its number."""
+        await self._is_free.acquire()
+        return self._numbers.pop()
+
+    def give_back(self, number: int) -> None:
+        """Let the next one have a place."""
+        self._numbers.append(number)
+        self._is_free.release()
+
+
 class AsyncioLane:
     """One coroutine function's way through a loop."""
 
@@ -142,12 +182,14 @@ class AsyncioLane:
         self._call = call
         self._loop = loop
         self._limit = setting.limits.time
-        self.context = setting.context
+        self.context = setting.context.copy()
+        self.context.run(inside.set, setting.inside | backend.marks)
         self.shared_bytes = 0
         self.abandoned = 0
         self.inbox = Inbox()
         self._new: deque[Chunk] = deque()  # which the loop is to start
         self._is_told = False  # the loop, that there are some
+        self.places = backend.places_for_lane()
         self.tasks: dict[asyncio.Task[None], Chunk] = {}
         self._cancelled: set[int] = set()  # the first tasks of chunks, while they end
 

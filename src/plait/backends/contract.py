@@ -16,6 +16,7 @@ from contextvars import copy_context
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from plait.limits import Limits
+from plait.running import inside
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,6 +47,7 @@ class Setting:
         limits: of time and memory.
         prefix_output: whether what worker processes print begins with who said it.
         context: the context variables of who asked.
+        inside: the pools in whose tasks the call was made; see running.py.
         keeps_items: whether nobody can change an item before the lane is closed.
         in_one_piece: whether nobody looks at results before the last of them is there.
     """
@@ -62,6 +64,7 @@ class Setting:
         self.limits = limits or Limits()
         self.prefix_output = prefix_output
         self.context = copy_context()
+        self.inside = inside.get()
         self.keeps_items = keeps_items
 
 

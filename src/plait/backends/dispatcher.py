@@ -7,7 +7,7 @@ of a run, what waits behind a long task goes to who is free (stealing.py).
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from typing import TYPE_CHECKING, Any, Protocol
 
 from plait.backends.messages import Learn, Work
@@ -90,12 +90,27 @@ class Dispatcher:
             for job in jobs:
                 worker = None if self.backlog else self.pick(job)
                 if worker is None:
-                    self.backlog.append(job)
+                    self._queue(job)
                 else:
                     news.setdefault(worker, []).extend(self._give(worker, job))
         finally:  # no further worker could be started
             for worker, messages in news.items():
                 self._crew.send(worker, *messages)
+
+    def _queue(self, job: Job) -> None:
+        """Let a chunk wait: after as many of each other lane's as wait of its own."""
+        backlog, lane = self.backlog, job.lane
+        if not backlog or (backlog[0].lane is lane and backlog[-1].lane is lane):
+            backlog.append(job)  # as if it were the only lane, which it is in most pools
+            return
+        own = sum(other.lane is lane for other in backlog)
+        seen: Counter[ProcessLane] = Counter()
+        for place, other in enumerate(backlog):
+            seen[other.lane] += 1
+            if seen[other.lane] > own + 1:
+                backlog.insert(place, job)
+                return
+        backlog.append(job)
 
     def sort(self, worker: Worker) -> None:
         """Note whether a worker has room for a chunk; after each change of what that rests on."""

@@ -127,6 +127,11 @@ class ProcessBackend:
         return self._broken is None
 
     @property
+    def is_crowded(self) -> bool:
+        """Whether all workers that there may be have something to do."""
+        return self._dispatcher.busy >= self.max_workers
+
+    @property
     def start_s(self) -> tuple[float, float] | None:
         """How long it took until a worker was ready, and from then on, until each other was.
 

@@ -1,9 +1,19 @@
-"""One thread per worker, all fed from one queue.
+"""One thread per worker; lanes with chunks that wait are served in turns.
 
 Threads share memory and cannot be killed, so there is nothing to carry and nobody to bury:
 a worker takes a chunk, runs it and puts what finished into the inbox of the lane that the
 chunk came from. A thread whose task runs over its limit of time is abandoned: the task has
 failed, whatever it still returns is dropped, and another thread takes its place.
+
+A task may call plait again, and wait for tasks that need a place in the pool whose place it
+holds itself. Two rules keep such calls from waiting for ever:
+
+1. A lane of a call that was made inside the pool always has a worker while chunks of it wait,
+   also where ``max_workers`` are busy. In a pool that several calls share (pools.py) that holds
+   for every lane. Each call then gets on whatever the others do; and by induction over the depth
+   of the calls all of them end. One such worker for each lane is enough. To give each of them
+   ``max_workers`` would start 2**n threads in a recursion of depth n, where these are 2 * n.
+2. Who waits inside a pool for a future of that pool lends its place to another worker meanwhile.
 """
 
 from __future__ import annotations
@@ -12,7 +22,9 @@ import math
 import os
 import threading
 import weakref
-from dataclasses import dataclass
+from collections import deque
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
@@ -20,15 +32,15 @@ from plait.backends.contract import Setting, Traits
 from plait.backends.inbox import Inbox
 from plait.blas import thread_limit
 from plait.errors import PlaitError, PoolClosed, WorkerStartError
-from plait.host import monotonic
+from plait.host import cpu_count, monotonic
 from plait.limits import LEAST_RELATIVE_S, leave_to_itself
 from plait.outcome import Call, Chunk, Finished
-from plait.running import begin_task, begin_tasks, end_tasks
+from plait.running import begin_task, begin_tasks, end_tasks, inside, pool_numbers
 from plait.sentinel import wait_gone
 from plait.worker import FLUSH_S, run_apart, run_together
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 __all__ = ["ThreadBackend"]
 
@@ -39,11 +51,24 @@ class _Seat:
 
     name: str
     thread: threading.Thread | None = None
-    lane: ThreadLane | None = None
-    chunk: Chunk | None = None
+    lane: ThreadLane | CallLane | None = None
+    chunk: Any = None
     place: int = 0  # of the running task in its chunk
     started: float = math.inf
     is_abandoned: bool = False
+    lent_in: list[ThreadBackend] = field(default_factory=list)  # until its chunk is over
+
+    def take_back(self) -> None:
+        """Take back the places that its task has lent."""
+        while self.lent_in:
+            self.lent_in.pop()._lend(-1)  # noqa: SLF001
+
+
+class _Here(threading.local):
+    seat: _Seat | None = None
+
+
+_here = _Here()  # the seat of the calling thread
 
 
 class ThreadBackend:
@@ -52,15 +77,34 @@ class ThreadBackend:
     traits = Traits(name="threads", queue_depth=2)
     start_s = None
 
-    def __init__(self, max_workers: int, initializer: Callable[[], object] | None = None) -> None:
+    def __init__(
+        self,
+        max_workers: int,
+        initializer: Callable[[], object] | None = None,
+        *,
+        is_shared: bool = False,
+    ) -> None:
+        """Prepare a pool.
+
+        ``is_shared`` is for pools that unrelated calls use: each of them may then have
+        ``max_workers``, and all together a few more, so that none waits behind another's long
+        tasks. Else no more than ``max_workers`` run at once, but for calls inside the pool.
+        """
         self.max_workers = max_workers
+        self.number = next(pool_numbers)
+        self._is_shared = is_shared
+        self._most = max_workers + (cpu_count() if is_shared else 0)
         self._initializer = initializer
-        self._work: SimpleQueue[tuple[ThreadLane | CallLane, Any] | None] = SimpleQueue()
-        self.lock = threading.Lock()  # guards the attributes below, and the seats
+        self._bell: SimpleQueue[None] = SimpleQueue()  # wakes idle workers, one for each ring
+        self.lock = threading.Lock()  # guards the attributes below, the seats, the lanes' chunks
+        # Those who submit add to these, with the lock; an exception from outside (a signal
+        # handler's) may come between any two steps of theirs, and must leave nothing that would
+        # make others wait for ever. So what is counted, only workers count.
         self._seats: list[_Seat] = []
-        # Each chunk in the queue has a thread that will come for it, or is one of these.
-        self._unpromised = 0
-        self._free = 0  # threads that wait for work, and are promised to no chunk
+        self._lines: deque[ThreadLane | CallLane] = deque()  # with chunks that wait; next first
+        self._busy = 0  # workers that run something
+        self.lent = 0  # of these, how many wait for others, which may run meanwhile
+        self._idle = 0  # workers that wait for the bell
         self._count = 0  # of threads that were ever started
         self._lanes: weakref.WeakSet[ThreadLane | CallLane] = weakref.WeakSet()
         self._broken: WorkerStartError | None = None
@@ -88,8 +132,10 @@ class ThreadBackend:
         with self.lock:
             self._lanes.add(lane)
 
+    # --- Who submits -------------------------------------------------------------------
+
     def enqueue(self, lane: ThreadLane | CallLane, chunk: Any) -> None:
-        """Put a chunk, or a call, into the queue, and start a thread if none is free for it."""
+        """Let a chunk, or a call, wait for its turn, and call a worker if one may run it."""
         with self.lock:
             if self._is_closed:
                 raise PoolClosed("This pool is closed; open a new one.")
@@ -99,43 +145,146 @@ class ThreadBackend:
 
     def requeue(self, lane: ThreadLane | CallLane, chunk: Any) -> None:
         """Do the same for a chunk of a lane at work; called with the lock."""
-        self._work.put((lane, chunk))
-        if self._free:
-            self._free -= 1
-        elif len(self._seats) < self.max_workers:
-            self._start_thread()
-        else:
-            self._unpromised += 1
+        if not lane.waiting:  # if an exception comes after this, the lane is skipped
+            self._lines.append(lane)
+        lane.waiting.append(chunk)
+        try:
+            self._call_worker(lane)
+        except WorkerStartError:
+            # Who has a worker, or can wait for one that does not wait for us, does that.
+            if not self._seats or (lane.is_inside and not lane.at_work):
+                lane.waiting.remove(chunk)
+                raise
 
-    def _start_thread(self) -> None:
+    def _may_run(self, lane: ThreadLane | CallLane, coming: int = 0) -> bool:
+        """Whether one more worker may run something of a lane, beside those who are coming."""
+        if self._busy - self.lent + coming < self._most:
+            return not self._is_shared or lane.at_work < self.max_workers
+        return (self._is_shared or lane.is_inside) and not (lane.at_work or coming)
+
+    def _call_worker(self, lane: ThreadLane | CallLane) -> bool:
+        """Wake or start a worker if one more may run something of a lane; whether that was so."""
+        # Who has heard the bell and not said so yet is counted as idle: then one ring too many may
+        # be left, which wakes nobody, and must not be taken for somebody who is coming.
+        woken = min(self._bell.qsize(), self._idle)
+        coming = len(self._seats) - self._busy - self._idle + woken
+        if coming >= len(lane.waiting) or not self._may_run(lane, coming):
+            return False
+        if self._idle > woken:
+            self._bell.put(None)
+        else:
+            self._start_worker()
+        return True
+
+    def _start_worker(self) -> None:
         self._count += 1
         seat = _Seat(f"thread-{self._count}")
         seat.thread = threading.Thread(
             target=self._serve, args=(seat,), name=f"plait-{seat.name}", daemon=True
         )
-        self._seats.append(seat)
-        seat.thread.start()
+        try:
+            seat.thread.start()
+        except RuntimeError as error:  # no more threads, or the interpreter is shutting down
+            raise WorkerStartError(f"A thread could not be started: {error}") from error
+        self._sit_down(seat)
+
+    def _sit_down(self, seat: _Seat) -> None:
+        """Count a worker; both it and its starter do that, as the latter may be interrupted."""
+        if seat not in self._seats:
+            self._seats.append(seat)
+
+    def drop(self, lane: ThreadLane) -> None:
+        """Forget the chunks of a lane that wait."""
+        with self.lock:
+            lane.waiting.clear()
+
+    @contextmanager
+    def lent_place(self) -> Iterator[None]:
+        """Let another worker run while one waits for others in this ``with`` block."""
+        self._lend(1)
+        try:
+            yield
+        finally:
+            self._lend(-1)
+
+    def lend_place(self) -> None:
+        """Let another worker run until the task that calls this is over."""
+        seat = _here.seat
+        if seat is not None and self not in seat.lent_in:
+            seat.lent_in.append(self)
+            self._lend(1)
+
+    def _lend(self, places: int) -> None:
+        with self.lock:
+            self.lent += places
+            self._call_others()
+
+    # --- Workers -----------------------------------------------------------------------
 
     def _serve(self, seat: _Seat) -> None:
+        _here.seat = seat
+        with self.lock:
+            self._sit_down(seat)
         try:
             if self._initializer is not None:
                 self._initializer()
         except BaseException as error:  # noqa: BLE001  whatever it is, no worker can work
             self._break(error)
             return
-        while (job := self._work.get()) is not None:
-            lane, chunk = job
+        while self._await_job(seat):
+            lane, chunk = seat.lane, seat.chunk
+            assert lane is not None
             lane.run(chunk, seat)
+            del chunk  # an idle worker keeps no item alive
+            if seat.lent_in:
+                seat.take_back()
             with self.lock:
-                seat.lane = seat.chunk = None
                 if seat.is_abandoned:
                     return
-                if self._unpromised:
-                    self._unpromised -= 1
-                else:
-                    self._free += 1
-            del job, lane, chunk  # an idle worker keeps no item alive
-        self._work.put(None)  # pass the end on to the next worker
+                self._leave_job(seat)
+            del lane
+
+    def _await_job(self, seat: _Seat) -> bool:
+        """Give a worker what is next, when there is something for it; False: it is to end."""
+        while True:
+            with self.lock:
+                if self._take_next(seat):
+                    return True
+                if self._is_closed and not self._lines:
+                    self._seats.remove(seat)
+                    self._bell.put(None)  # pass the end on to the next worker
+                    return False
+                self._idle += 1
+            self._bell.get()
+            with self.lock:
+                self._idle -= 1
+
+    def _take_next(self, seat: _Seat) -> bool:
+        """Give a worker a chunk of the lane whose turn it is, and call another for what is left."""
+        for _ in range(len(self._lines)):
+            lane = self._lines.popleft()
+            if lane.waiting and self._may_run(lane):
+                seat.lane, seat.chunk = lane, lane.waiting.popleft()
+                self._busy += 1
+                lane.at_work += 1
+            if lane.waiting:
+                self._lines.append(lane)
+            if seat.lane is not None:
+                self._call_others()
+                return True
+        return False
+
+    def _call_others(self) -> None:
+        """Call a worker for a lane that may have one more, if there is one."""
+        with suppress(WorkerStartError):  # who is at work will come to it
+            any(self._call_worker(lane) for lane in self._lines)
+
+    def _leave_job(self, seat: _Seat) -> None:
+        """Count that a worker is through with a chunk; called with the lock."""
+        assert seat.lane is not None
+        seat.lane.at_work -= 1
+        self._busy -= 1
+        seat.lane = seat.chunk = None
 
     def seats_of(self, lane: ThreadLane) -> list[_Seat]:
         """Return the workers that run something of a lane."""
@@ -145,24 +294,24 @@ class ThreadBackend:
         """Leave a thread to itself, and start another if there is work; called with the lock."""
         seat.is_abandoned = True
         self._seats.remove(seat)
-        if self._unpromised:
-            self._unpromised -= 1
-            self._start_thread()
+        self._leave_job(seat)
+        self._call_others()
 
     def _break(self, error: BaseException) -> None:
         broken = WorkerStartError(f"The initializer failed in a thread: {error!r}")
         broken.__cause__ = error
         with self.lock:
             self._broken = broken
-            for lane in self._lanes:
-                lane.fail(broken)
+            lanes = list(self._lanes)
+        for lane in lanes:  # without the lock: it fails futures, and those call back
+            lane.fail(broken)
 
     def close(self) -> None:
         """Let the queued work finish, then end the threads."""
         with self.lock:
             self._is_closed = True
             threads = [seat.thread for seat in self._seats if seat.thread is not None]
-        self._work.put(None)
+        self._bell.put(None)
         for thread in threads:
             if thread is not threading.current_thread():
                 thread.join()
@@ -178,17 +327,30 @@ class ThreadBackend:
 class CallLane:
     """A way for calls that tell themselves what became of them, as those of futures do."""
 
+    is_inside = False  # who waits inside the pool for one of its calls lends its place
+
     def __init__(self, backend: ThreadBackend, on_failure: Callable[[PlaitError], None]) -> None:
         self._backend = backend
         self.fail = on_failure
+        self.waiting: deque[Callable[[], object]] = deque()
+        self.at_work = 0
         self._is_closed = False
 
     def submit(self, call: Callable[[], object]) -> None:
         """Queue a call, which must not raise."""
         self._backend.enqueue(self, call)
 
-    def run(self, call: Callable[[], object], seat: _Seat) -> None:  # noqa: ARG002
+    def hasten(self, is_wanted: Callable[[Any], bool]) -> None:
+        """Let the call that is wanted be the next, if it waits."""
+        with self._backend.lock:
+            call = next(filter(is_wanted, self.waiting), None)
+            if call is not None:
+                self.waiting.remove(call)
+                self.waiting.appendleft(call)
+
+    def run(self, call: Callable[[], object], seat: _Seat) -> None:
         """Run a call, as a worker."""
+        seat.chunk = None  # it keeps alive what it was given
         call()
 
     def close(self) -> None:
@@ -207,9 +369,13 @@ class ThreadLane:
         self._backend = backend
         self._call = call
         self._limit = setting.limits.time
-        self._context = setting.context
+        self.is_inside = backend.number in setting.inside
+        self._context = setting.context.copy()
+        self._context.run(inside.set, setting.inside | {backend.number})
         self._is_closed = False
         self.inbox = Inbox()
+        self.waiting: deque[Chunk] = deque()  # with at_work, guarded by the backend's lock
+        self.at_work = 0
         self.shared_bytes = 0
         self.abandoned = 0
 
@@ -234,8 +400,7 @@ class ThreadLane:
         """Run a chunk, as a worker, and deliver what finishes."""
         if not self.inbox.claim():
             return
-        seat.chunk, seat.place, seat.started = chunk, 0, math.inf
-        seat.lane = self
+        seat.place, seat.started = 0, math.inf
         run = self._run_watched if self._limit.is_set else self._run
         # What a task sets in its context is not seen by other chunks, nor by the caller.
         self._context.copy().run(run, chunk, seat)
@@ -297,9 +462,9 @@ class ThreadLane:
                 if limit_s is None or after_s < limit_s:
                     due = min(due, seat.started + (limit_s or math.inf))
                     continue
+                rest = self._fail(seat, limit_s, after_s)
                 self._backend.abandon_seat(seat)
                 self.abandoned += 1
-                rest = self._fail(seat, limit_s, after_s)
                 if rest.items:
                     self.inbox.count(1)
                     self._backend.requeue(self, rest)
@@ -308,7 +473,7 @@ class ThreadLane:
     def _fail(self, seat: _Seat, limit_s: float, after_s: float) -> Chunk:
         """Deliver the error of a seat's running task; return the tasks after it."""
         chunk, place = seat.chunk, seat.place
-        assert chunk is not None
+        assert isinstance(chunk, Chunk)
         times = (seat.started, after_s)
         self.inbox.put(
             leave_to_itself(self._call, chunk, place, seat.name, os.getpid(), limit_s, times)
@@ -343,6 +508,7 @@ class ThreadLane:
         if self._limit.seconds is not None:
             patience_s = min(math.inf if patience_s is None else patience_s, self._limit.seconds)
         finished = self.inbox.close(patience_s)
+        self._backend.drop(self)
         if not self._is_closed:
             self._is_closed = True
             thread_limit.release()
