@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, Self
 
+from plait.foreign import text_of
+
 __all__ = [
     "Access",
     "DeadlockError",
@@ -137,10 +139,10 @@ class NotPicklable(PlaitError):
         self.kind = kind
 
     @classmethod
-    def on_arrival(cls, what: str, error: Exception) -> NotPicklable:
+    def on_arrival(cls, what: str, error: BaseException) -> NotPicklable:
         """Tell of an object that was pickled on one side and could not be read on the other."""
         broken = cls.__new__(cls)
-        told = f"{type(error).__name__}: {error}"
+        told = f"{type(error).__name__}: {text_of(error)}"
         advice = "Give its class a __reduce__ or __setstate__ that works, or use backend='threads'."
         if isinstance(error, SharedDataGone):  # then its class is not to blame
             advice = "It was lost with its worker, or what is inside of it was not kept elsewhere."

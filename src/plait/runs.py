@@ -24,6 +24,7 @@ from plait.beside import Beside
 from plait.choice import Question, decide, is_coroutine, look_ahead
 from plait.errors import RunTimeout, TaskError
 from plait.feed import Feed, Room
+from plait.foreign import attempt
 from plait.host import monotonic, queued_s
 from plait.limits import Limits
 from plait.outcome import Call, Chunk, Finished, Outcome
@@ -690,5 +691,9 @@ def _add_note(error: BaseException, call: Call, outcome: Outcome) -> None:
         f"plait: task {outcome.index}, {call.text(outcome.item)}, "
         f"attempt {outcome.attempt}, on {outcome.worker} (pid {outcome.pid})"
     )
+    attempt(_add, error, note)  # of a class of the user's, which may refuse it
+
+
+def _add(error: BaseException, note: str) -> None:
     if note not in getattr(error, "__notes__", ()):
         error.add_note(note)

@@ -25,10 +25,11 @@ from plait.errors import (
     signal_name,
     size_text,
 )
+from plait.foreign import settle
 from plait.host import monotonic
 from plait.outcome import Call, Chunk, Finished, Stretch
 from plait.segments import Placing
-from plait.wire_errors import load_error
+from plait.wire_errors import detach, load_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -443,7 +444,8 @@ def _unpack_results(results: Results, view: SegmentView) -> Stretch:
         for place, sealed in enumerate(values):
             try:
                 values[place] = wire.unseal(sealed, view)
-            except Exception as error:  # noqa: BLE001  the class of this value failed
-                values[place] = None
-                errors[place] = NotPicklable.on_arrival("result", error)
+            except BaseException as error:  # noqa: BLE001  of the object, or it is raised again
+                values[place], broken = settle(error, wire.unseal, sealed, view)
+                if broken is not None:
+                    errors[place] = NotPicklable.on_arrival("result", detach(broken))
     return Stretch(values, errors, results.times, results.is_last, results.queued_s)

@@ -52,6 +52,7 @@ from plait.backends.voices import OutputReader, put_out, warning
 from plait.bare import signal
 from plait.blas import with_thread_limits
 from plait.errors import PlaitError, PoolClosed, WorkerStartError, death_text
+from plait.foreign import shown
 from plait.host import cpu_count, monotonic, oom_kills
 from plait.segments import SegmentStore, SegmentView
 from plait.shield import Shield
@@ -438,7 +439,7 @@ class ProcessBackend:
             self._holdings.let_go_of(worker, message.offsets)
         elif isinstance(message, StartFailed):
             cause = load_error(message.error)
-            broken = WorkerStartError(f"The initializer failed in {worker.name}: {cause!r}")
+            broken = WorkerStartError(f"The initializer failed in {worker.name}: {shown(cause)}")
             broken.__cause__ = cause
             self._break(broken)
 
