@@ -210,16 +210,21 @@ class WorkerDied(TaskError):
         peak_bytes: int = 0,
         stack: str = "",
         was_oom: bool = False,
+        losses: int = 0,
     ) -> WorkerDied:
         """Tell of a death in the words of a report.
 
         ``status`` is the exit code, minus the signal's number, or None if it cannot be known.
+        ``losses`` says how many workers died as they were to begin the task, which never ran.
         """
         ending = death_text(status)
         if stopped_by is not None:
             name = signal_name(stopped_by)
             ending = f"was stopped by {name} and, as it did not go on, ended by plait"
         text = f"{victim.worker} (pid {victim.pid}) {ending} while it ran {victim}."
+        if losses:
+            text = f"{victim.worker} (pid {victim.pid}) {ending} as it was to begin {victim}, "
+            text += f"as {losses - 1} workers before it did."
         if was_oom:
             text += " The system's OOM killer struck in this cgroup: memory ran out."
         if peak_bytes:

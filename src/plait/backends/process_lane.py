@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     from plait.backends.messages import Results, Said, Texts
     from plait.segments import Segment, SegmentStore, SegmentView
 
+# So many workers that die as they are to begin a task are no chance.
+MOST_LOSSES = 3
+
 __all__ = ["Death", "Entry", "Job", "ProcessLane", "Report", "Uttered", "Verdict"]
 
 
@@ -122,6 +125,7 @@ class Death(NamedTuple):
     peak_bytes: int = 0
     stack: str = ""  # where it was, as far as the interpreter could still say
     was_oom: bool = False  # the system's OOM killer is known to have struck
+    is_untouched: bool = False  # it was to begin the job, or receiving it
 
 
 class Uttered(NamedTuple):
@@ -210,6 +214,7 @@ class ProcessLane:
         self.shared_bytes = 0
         self._backend = backend
         self._failed: list[Finished] = []  # tasks whose items could not be packed
+        self._losses: dict[int, int] = {}  # of workers that were to begin a task, by its index
 
     def _lay_down_function(self, fn: Any) -> wire.Packed:
         packed = wire.lay_down(wire.pack(fn, "function"), Placing(self._store))
@@ -392,9 +397,10 @@ class ProcessLane:
             nothing = Stretch([], {}, [])
             yield Finished.of(job.chunk, job.done, nothing, death.worker, death.pid)
             return
+        if place is None and job.done < len(job.chunk.items) and self._is_deadly(death):
+            place = job.done
         if place is None:
-            if job.done < len(job.chunk.items):
-                self.submit(job.chunk.part(job.done))
+            self._run_again(death)
             return
         error = self._error_of(death, place)
         yield _failed(job.chunk, place, error, death.worker, death.pid, death.started)
@@ -402,6 +408,27 @@ class ProcessLane:
             self.submit(job.chunk.part(job.done, place))
         if place + 1 < len(job.chunk.items):
             self.submit(job.chunk.part(place + 1))
+
+    def _is_deadly(self, death: Death) -> bool:
+        """Whether a task has ended so many workers, each as it was to begin it, that it is enough.
+
+        To receive an item may be too much for a worker's memory, for example. Nobody else will
+        ever say which task it was.
+        """
+        if not death.is_untouched:
+            return False
+        first = death.job.chunk.first + death.job.done
+        self._losses[first] = self._losses.get(first, 0) + 1
+        is_alone = len(death.job.chunk.items) - death.job.done == 1
+        return is_alone and self._losses[first] >= MOST_LOSSES
+
+    def _run_again(self, death: Death) -> None:
+        """Have the tasks that a worker left run elsewhere; in halves, if it is not the first."""
+        rest = death.job.chunk.part(death.job.done)
+        half = len(rest.items) // 2 if self._losses.get(rest.first, 0) > 1 else 0
+        for part in (rest.part(0, half), rest.part(half)):
+            if part.items:
+                self.submit(part)
 
     def _error_of(self, death: Death, place: int) -> PlaitError:
         """Say why a task failed with its worker."""
@@ -425,6 +452,7 @@ class ProcessLane:
             peak_bytes=death.peak_bytes,
             stack=death.stack,
             was_oom=death.was_oom,
+            losses=self._losses.get(victim.index, 0) if death.is_untouched else 0,
         )
 
 

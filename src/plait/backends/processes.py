@@ -553,6 +553,7 @@ class ProcessBackend:
                 change.peak_bytes,
                 worker.page.last_words(),
                 was_oom,
+                worker.verdict is None and worker.has_not_begun(job),
             )
             self._deliver(job, death)
         self._launcher.pids.pop(worker.number, None)
