@@ -162,7 +162,7 @@ SLOW = (
     "typer",
 )
 LATE = (
-    *(*SLOW, "importlib", "json", "opcode", "pkgutil", "resource", "signal", "threading"),
+    *(*SLOW, "importlib", "json", "opcode", "pkgutil", "resource", "select", "signal", "threading"),
     "traceback",
 )
 # All that `import plait` loads, and a map that is over at once. They load the rest late.

@@ -7,6 +7,8 @@ option made no sense. Every class can be pickled and carries its facts as attrib
 
 from __future__ import annotations
 
+import errno
+import os
 from typing import Any, NamedTuple, Self
 
 from plait.foreign import text_of
@@ -479,6 +481,26 @@ def death_text(status: int | None) -> str:
     if status >= 0:
         return f"exited with code {status}"
     return f"was killed by {signal_name(-status)}"
+
+
+def lack_text(number: int) -> str:
+    """Say what the system refused: the name of the error, and what it means.
+
+    >>> import errno
+    >>> lack_text(errno.EMFILE)
+    'EMFILE: this process may not open more files (see ulimit -n)'
+    """
+    name = errno.errorcode.get(number, f"error {number}")
+    return f"{name}: {_LACKS.get(name) or os.strerror(number)}"
+
+
+_LACKS = {
+    "EMFILE": "this process may not open more files (see ulimit -n)",
+    "ENFILE": "this machine may not open more files",
+    "EAGAIN": "too many processes or threads, of this user or in this container (see ulimit -u)",
+    "ENOMEM": "not enough memory (see ulimit -v)",
+    "ETOOMANYREFS": "too many files are on their way to another process (see ulimit -n)",
+}
 
 
 def signal_name(number: int) -> str:

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from plait.backends import open_backend
+from plait.errors import WorkerStartError
 from plait.host import monotonic
 
 if TYPE_CHECKING:
@@ -62,12 +63,30 @@ class _Pools:
             preload = set(options.preload)
             warm = next((warm for warm in self.warm if self._fits(warm, key, preload)), None)
             if warm is None:
-                backend = open_backend(plan.backend, max_workers, options)
+                backend = self._open(plan, max_workers, options)
                 warm = _Warm(key, preload, backend)
                 self.warm.append(warm)
-                self._wake_janitor()
+                warm.is_kept = self._wake_janitor()
             warm.users += 1
             return warm.backend
+
+    def _open(self, plan: Plan, max_workers: int, options: Options) -> Backend:
+        """Open a pool; idle ones make room for it where the system would not give more."""
+        idle = [warm for warm in self.warm if not warm.users]
+        short = [warm for warm in idle if getattr(warm.backend, "shortage", "")]
+        self._close_some(short)
+        try:
+            return open_backend(plan.backend, max_workers, options)
+        except WorkerStartError:
+            if len(idle) == len(short):
+                raise
+            self._close_some([warm for warm in idle if warm not in short])
+        return open_backend(plan.backend, max_workers, options)
+
+    def _close_some(self, old: list[_Warm]) -> None:
+        self.warm = [warm for warm in self.warm if warm not in old]
+        for warm in old:
+            warm.backend.close()
 
     def _fits(self, warm: _Warm, key: Key, preload: set[str]) -> bool:
         # More than what was asked for does no harm; less would be no answer to who asked.
@@ -86,11 +105,17 @@ class _Pools:
                 self.warm.remove(warm)
         backend.close()
 
-    def _wake_janitor(self) -> None:
+    def _wake_janitor(self) -> bool:
+        """Have idle pools closed later; False if the system allows no further thread."""
         if self.janitor is None:
-            self.janitor = threading.Thread(target=self._let_go, name="plait-janitor", daemon=True)
-            self.janitor.start()
+            janitor = threading.Thread(target=self._let_go, name="plait-janitor", daemon=True)
+            try:
+                janitor.start()
+            except RuntimeError:
+                return False
+            self.janitor = janitor
         self.changed.notify()
+        return True
 
     def _let_go(self) -> None:
         while True:

@@ -22,6 +22,7 @@ from plait.errors import (
     TaskTimeout,
     Victim,
     WorkerDied,
+    WorkerStartError,
     signal_name,
     size_text,
 )
@@ -177,15 +178,17 @@ class Carrier(Protocol):
         """End a chunk of a lane; False if it is over."""
         ...
 
-    def close_lane(self, lane: ProcessLane, grace_s: float | None) -> list[Entry]:
-        """End what a lane has going after some seconds, and return what arrived."""
+    def close_lane(
+        self, lane: ProcessLane, grace_s: float | None
+    ) -> tuple[list[Entry], list[Chunk]]:
+        """End what a lane has going after some seconds; return what arrived, and what waited."""
         ...
 
 
 class ProcessLane:
     """Packs chunks for the workers and unpacks what they report."""
 
-    left = 0  # all of it is with the workers
+    left = 0  # all of it is with the workers, until it is closed
 
     def __init__(self, backend: Carrier, key: int, call: Call, setting: Setting) -> None:
         self.key = key
@@ -214,6 +217,7 @@ class ProcessLane:
         self.shared_bytes = 0
         self._backend = backend
         self._failed: list[Finished] = []  # tasks whose items could not be packed
+        self._left_over: list[Chunk] = []  # see take_back
         self._losses: dict[int, int] = {}  # of workers that were to begin a task, by its index
 
     def _lay_down_function(self, fn: Any) -> wire.Packed:
@@ -234,20 +238,26 @@ class ProcessLane:
 
     def submit(self, *chunks: Chunk) -> None:
         """Pack chunks and give them to the workers; items that cannot be packed fail here."""
-        self._backend.check_usable()
         most = self._backend.most_tasks
         jobs: list[Job] = []
+        waiting = deque(chunks)
         started = monotonic()
         try:
-            for chunk in chunks:
+            self._backend.check_usable()
+            while waiting:
+                chunk = waiting[0]
                 if len(chunk.items) <= most:
                     jobs += self._pack(chunk)
                 else:  # than one worker may run
                     for start in range(0, len(chunk.items), most):
                         jobs += self._pack(chunk.part(start, start + most))
+                waiting.popleft()
                 if monotonic() - started > TOGETHER_S:
                     jobs = self._enqueue(jobs)
                     started = monotonic()
+        except WorkerStartError:
+            self._left_over += waiting
+            raise
         finally:  # what is packed lies in the store, and goes with the lane
             self._enqueue(jobs)
 
@@ -257,8 +267,12 @@ class ProcessLane:
             self.count(len(jobs))
             try:
                 self._backend.enqueue(jobs)
-            except BaseException:  # if some were sent nevertheless, they go with the lane
+            except BaseException as error:
+                # If some were sent nevertheless, they go with the lane.
                 self.count(-len(jobs))
+                if isinstance(error, WorkerStartError):
+                    self._left_over += [job.chunk for job in jobs]
+                    jobs.clear()
                 raise
         return []
 
@@ -344,8 +358,8 @@ class ProcessLane:
         return 0, 0.0
 
     def take_back(self) -> Chunk | None:
-        """Return nothing: all of it is with the workers."""
-        return None
+        """Return tasks that had no worker when the lane was closed; None if there are no more."""
+        return self._left_over.pop() if self._left_over else None
 
     def wake(self) -> None:
         """Have ``wait_outcomes`` return."""
@@ -354,7 +368,9 @@ class ProcessLane:
     def close(self, *, patience_s: float | None = None) -> list[Finished]:
         """Drop what has not started; what runs gets a grace period, then its worker ends."""
         finished = self._take_rescued()
-        for entry in self._backend.close_lane(self, patience_s):
+        entries, waited = self._backend.close_lane(self, patience_s)
+        self._left_over += waited
+        for entry in entries:
             finished += self._unpack(entry)
         self.shared_bytes = self._backend.shared_bytes
         self.pending = 0
@@ -381,6 +397,8 @@ class ProcessLane:
         job, done, results, worker, pid, view, _ = report
         if results.is_last:
             self.count(-1)
+        if self.is_closed and results.is_last and not job.is_cancelled:
+            self._leave_over(job.chunk.part(done + len(results.values)))
         if results.unread and not self.is_closed:
             self.submit(job.chunk.part(0))
         elif results.values or job.is_cancelled:
@@ -392,6 +410,7 @@ class ProcessLane:
         job, place = death.job, death.place
         self.count(-1)
         if self.is_closed:
+            self._leave_over(job.chunk.part(job.done))
             return
         if job.is_cancelled:
             nothing = Stretch([], {}, [])
@@ -404,10 +423,8 @@ class ProcessLane:
             return
         error = self._error_of(death, place)
         yield _failed(job.chunk, place, error, death.worker, death.pid, death.started)
-        if place > job.done:  # ran, but the worker took the results with it
-            self.submit(job.chunk.part(job.done, place))
-        if place + 1 < len(job.chunk.items):
-            self.submit(job.chunk.part(place + 1))
+        # What ran before it, but the worker took the results with it; and what comes after it.
+        self._submit_some(job.chunk.part(job.done, place), job.chunk.part(place + 1))
 
     def _is_deadly(self, death: Death) -> bool:
         """Whether a task has ended so many workers, each as it was to begin it, that it is enough.
@@ -426,9 +443,17 @@ class ProcessLane:
         """Have the tasks that a worker left run elsewhere; in halves, if it is not the first."""
         rest = death.job.chunk.part(death.job.done)
         half = len(rest.items) // 2 if self._losses.get(rest.first, 0) > 1 else 0
-        for part in (rest.part(0, half), rest.part(half)):
-            if part.items:
-                self.submit(part)
+        self._submit_some(rest.part(0, half), rest.part(half))
+
+    def _submit_some(self, *parts: Chunk) -> None:
+        """Submit those chunks that have tasks."""
+        some = [part for part in parts if len(part.items)]
+        if some:
+            self.submit(*some)
+
+    def _leave_over(self, chunk: Chunk) -> None:
+        if len(chunk.items):
+            self._left_over.append(chunk)
 
     def _error_of(self, death: Death, place: int) -> PlaitError:
         """Say why a task failed with its worker."""
