@@ -19,6 +19,7 @@ LAYERS = (
     "bare",
     "server_process",
     "spin",
+    "foreign",
     "errors",
     "tasks",
     "outcome",
@@ -160,7 +161,10 @@ SLOW = (
     "threadpoolctl",
     "typer",
 )
-LATE = (*SLOW, "importlib", "json", "pkgutil", "resource", "signal", "threading", "traceback")
+LATE = (
+    *(*SLOW, "importlib", "json", "opcode", "pkgutil", "resource", "select", "signal", "threading"),
+    "traceback",
+)
 # All that `import plait` loads, and a map that is over at once. They load the rest late.
 FRONT = ("clocks", "sentinel", "imports", "quick", "api", "")
 LIGHT = ("__future__", "_contextvars", "_queue", "gc", "itertools", "os", "time", "types")

@@ -36,16 +36,18 @@ def take_socket(fd: int) -> Socket:
     return Socket(fileno=fd)
 
 
-def send_fds(sock: Socket, data: bytes, fds: Sequence[int]) -> None:
+def send_fds(sock: Socket, data: bytes, fds: Sequence[int], flags: int = 0) -> None:
     """Send bytes with copies of file descriptors, to another process on this machine."""
     rights = b"".join(fd.to_bytes(FD_BYTES, sys.byteorder) for fd in fds)
-    sock.sendmsg([data], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)] if fds else [])
+    sock.sendmsg([data], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)] if fds else [], flags)
 
 
-def receive_fds(sock: Socket, nbytes: int, most_fds: int) -> tuple[bytes, list[int]]:
+def receive_fds(
+    sock: Socket, nbytes: int, most_fds: int, flags: int = 0
+) -> tuple[bytes, list[int]]:
     """Receive what ``send_fds`` has sent."""
     fds: list[int] = []
-    data, ancillary, _, _ = sock.recvmsg(nbytes, _socket.CMSG_LEN(most_fds * FD_BYTES))
+    data, ancillary, _, _ = sock.recvmsg(nbytes, _socket.CMSG_LEN(most_fds * FD_BYTES), flags)
     for level, kind, rights in ancillary:
         if (level, kind) == (_socket.SOL_SOCKET, _socket.SCM_RIGHTS):
             whole = len(rights) - len(rights) % FD_BYTES

@@ -6,13 +6,13 @@ Used by aio.py, executor.py and sweeping.py, too. Arguments are checked here, on
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from plait.beside import LongTask
 from plait.choice import is_coroutine
 from plait.errors import OptionError
+from plait.foreign import attempt
 from plait.inputs import can_slice, rest_of
 from plait.options import Options
 from plait.outcome import Call
@@ -266,6 +266,5 @@ def _group(errors: list[BaseException], made: Run) -> BaseException:
 
 def attach(error: BaseException, made: Run) -> BaseException:
     """Let an exception carry the run that it ends."""
-    with suppress(AttributeError):  # of a class that has no room for attributes
-        error.plait_run = made  # type: ignore[attr-defined]
+    attempt(setattr, error, "plait_run", made)  # of a class that may have no room for it
     return error

@@ -34,7 +34,8 @@ class Question(NamedTuple):
     """What is to be decided: for which function, and what was seen of its tasks.
 
     ``remaining`` tasks are left (None: unknown), ``last`` are some of those that were run, in
-    ``spent_s`` seconds. ``has_processes``: a pool of them is at work.
+    ``spent_s`` seconds. ``has_processes``: a pool of them is at work. ``no_processes``: why they
+    cannot be had (None: they can).
     """
 
     fn: Callable[..., Any]
@@ -44,6 +45,7 @@ class Question(NamedTuple):
     last: Finished | None = None
     spent_s: float = 0.0
     has_processes: bool = False
+    no_processes: str | None = None
 
 
 def decide(question: Question, *, in_full: bool = False) -> Plan:
@@ -76,12 +78,13 @@ def _facts(question: Question) -> Facts:
         costs=costs.known() if has_choice else costs.DEFAULT,
         most_workers=options.max_workers,
         spent_s=question.spent_s,
+        unpicklable=question.no_processes,
     )
 
 
 def _with_journey(facts: Facts, question: Question, sample: Sample) -> Facts:
     """Add what the function, an item and its result are to pickle."""
-    unpicklable = None
+    unpicklable = question.no_processes
     nbytes = carry_s = 0.0
     try:
         wire.pack(question.fn, "function")

@@ -7,7 +7,11 @@ option made no sense. Every class can be pickled and carries its facts as attrib
 
 from __future__ import annotations
 
+import errno
+import os
 from typing import Any, NamedTuple, Self
+
+from plait.foreign import text_of
 
 __all__ = [
     "Access",
@@ -137,10 +141,10 @@ class NotPicklable(PlaitError):
         self.kind = kind
 
     @classmethod
-    def on_arrival(cls, what: str, error: Exception) -> NotPicklable:
+    def on_arrival(cls, what: str, error: BaseException) -> NotPicklable:
         """Tell of an object that was pickled on one side and could not be read on the other."""
         broken = cls.__new__(cls)
-        told = f"{type(error).__name__}: {error}"
+        told = f"{type(error).__name__}: {text_of(error)}"
         advice = "Give its class a __reduce__ or __setstate__ that works, or use backend='threads'."
         if isinstance(error, SharedDataGone):  # then its class is not to blame
             advice = "It was lost with its worker, or what is inside of it was not kept elsewhere."
@@ -208,16 +212,21 @@ class WorkerDied(TaskError):
         peak_bytes: int = 0,
         stack: str = "",
         was_oom: bool = False,
+        losses: int = 0,
     ) -> WorkerDied:
         """Tell of a death in the words of a report.
 
         ``status`` is the exit code, minus the signal's number, or None if it cannot be known.
+        ``losses`` says how many workers died as they were to begin the task, which never ran.
         """
         ending = death_text(status)
         if stopped_by is not None:
             name = signal_name(stopped_by)
             ending = f"was stopped by {name} and, as it did not go on, ended by plait"
         text = f"{victim.worker} (pid {victim.pid}) {ending} while it ran {victim}."
+        if losses:
+            text = f"{victim.worker} (pid {victim.pid}) {ending} as it was to begin {victim}, "
+            text += f"as {losses - 1} workers before it did."
         if was_oom:
             text += " The system's OOM killer struck in this cgroup: memory ran out."
         if peak_bytes:
@@ -472,6 +481,26 @@ def death_text(status: int | None) -> str:
     if status >= 0:
         return f"exited with code {status}"
     return f"was killed by {signal_name(-status)}"
+
+
+def lack_text(number: int) -> str:
+    """Say what the system refused: the name of the error, and what it means.
+
+    >>> import errno
+    >>> lack_text(errno.EMFILE)
+    'EMFILE: this process may not open more files (see ulimit -n)'
+    """
+    name = errno.errorcode.get(number, f"error {number}")
+    return f"{name}: {_LACKS.get(name) or os.strerror(number)}"
+
+
+_LACKS = {
+    "EMFILE": "this process may not open more files (see ulimit -n)",
+    "ENFILE": "this machine may not open more files",
+    "EAGAIN": "too many processes or threads, of this user or in this container (see ulimit -u)",
+    "ENOMEM": "not enough memory (see ulimit -v)",
+    "ETOOMANYREFS": "too many files are on their way to another process (see ulimit -n)",
+}
 
 
 def signal_name(number: int) -> str:

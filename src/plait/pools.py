@@ -15,10 +15,11 @@ import atexit
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from plait.backends import open_backend
+from plait.errors import WorkerStartError
 from plait.host import cpu_count, monotonic
 from plait.running import OUR_LOOP, inside
 from plait.sentinel import wait_gone
@@ -80,15 +81,32 @@ class _Pools:
             warm = next((warm for warm in fitting if not warm.is_crowded), None)
             if warm is None and len(fitting) < MOST_ALIKE:
                 workers = min(max_workers, cpu_count()) if fitting else max_workers
-                backend = open_backend(plan.backend, workers, options, is_shared=True)
-                warm = _Warm(key, preload, backend)
-                self.warm.append(warm)
-                self.changed.notify()
-            if self.janitor is None:  # the first pool, or the first call after a fork
-                self._start_janitor()
+                with suppress(*([WorkerStartError] if fitting else [])):
+                    warm = _Warm(key, preload, self._open(plan, workers, options))
+                    self.warm.append(warm)
+                    self.changed.notify()
             warm = warm or min(fitting, key=lambda warm: warm.users)
+            warm.is_kept &= self._has_janitor()
             warm.users += 1
             return warm.backend
+
+    def _open(self, plan: Plan, max_workers: int, options: Options) -> Backend:
+        """Open a pool; idle ones make room for it where the system would not give more."""
+        idle = [warm for warm in self.warm if not warm.users]
+        short = [warm for warm in idle if getattr(warm.backend, "shortage", "")]
+        self._close_some(short)
+        try:
+            return open_backend(plan.backend, max_workers, options, is_shared=True)
+        except WorkerStartError:
+            if len(idle) == len(short):
+                raise
+            self._close_some([warm for warm in idle if warm not in short])
+        return open_backend(plan.backend, max_workers, options, is_shared=True)
+
+    def _close_some(self, old: list[_Warm]) -> None:
+        self.warm = [warm for warm in self.warm if warm not in old]
+        for warm in old:
+            warm.backend.close()
 
     def _fits(self, warm: _Warm, key: Key, preload: set[str]) -> bool:
         # More than what was asked for does no harm; less would be no answer to who asked.
@@ -107,9 +125,16 @@ class _Pools:
                 self.warm.remove(warm)
         backend.close()
 
-    def _start_janitor(self) -> None:
-        self.janitor = threading.Thread(target=self._let_go, name="plait-janitor", daemon=True)
-        self.janitor.start()
+    def _has_janitor(self) -> bool:
+        """Have idle pools closed later; False if the system allows no further thread."""
+        if self.janitor is None:  # the first pool, or the first call after a fork
+            janitor = threading.Thread(target=self._let_go, name="plait-janitor", daemon=True)
+            try:
+                janitor.start()
+            except RuntimeError:
+                return False
+            self.janitor = janitor
+        return True
 
     def _let_go(self) -> None:
         while True:

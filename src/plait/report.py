@@ -30,6 +30,7 @@ class Report:
         retries: how often a failed task was tried again.
         abandoned: tasks on threads, or coroutines, that ran over their time, could not be ended,
             and may still be running.
+        shortage: how many workers there were, where the system refused more, and why; or "".
         shared_bytes: shared memory in which large items and results lay, at most.
         workers: the names of the workers that finished something; "main" is the caller.
     """
@@ -43,6 +44,7 @@ class Report:
     queued_s: float = 0.0
     retries: int = 0
     abandoned: int = 0
+    shortage: str = ""
     shared_bytes: int = 0
     workers: set[str] = field(default_factory=set)
 
@@ -94,6 +96,7 @@ class Report:
                 f"wall      {self.wall_s:.3f} s on {self._workers_text()}{self._prediction_text()}",
                 f"for-loop  {self.loop_s:.3f} s, the times of the tasks added up",
                 f"speed-up  {self.speedup:.2f} x",
+                *([f"workers   {self.shortage}"] if self.shortage else []),
                 *([f"shared    {size_text(self.shared_bytes)}"] if self.shared_bytes else []),
             )
         )

@@ -22,8 +22,9 @@ from plait.audit import Audit
 from plait.backends.contract import Setting
 from plait.beside import Beside
 from plait.choice import Question, decide, is_coroutine, look_ahead
-from plait.errors import RunTimeout, TaskError
+from plait.errors import RunTimeout, TaskError, WorkerStartError
 from plait.feed import Feed, Room
+from plait.foreign import attempt
 from plait.host import monotonic, queued_s
 from plait.limits import Limits
 from plait.outcome import Call, Chunk, Finished, Outcome
@@ -115,6 +116,7 @@ class Run:
         self._pool: Backend | None = None
         self._lane: Lane | None = None
         self._pilot: Pilot | None = None  # of the lane
+        self._no_processes: str | None = None  # why none can be had, if that has turned out
         self._is_cancelled = False
         self._show: Show | None = None
         self._started = start.before[0] if start else 0.0  # else it has not begun
@@ -323,8 +325,30 @@ class Run:
         self._begin()
         while self._has_more():
             with ExitStack() as stack:
-                yield from self._work(self._open(stack))
-                self._measure_costs()
+                try:
+                    yield from self._work(self._open(stack))
+                except WorkerStartError as error:
+                    yield from self._fall_back(error)
+                else:
+                    self._measure_costs()
+
+    def _fall_back(self, error: WorkerStartError) -> Iterator[Finished]:
+        """Go on without processes, if they were our choice; what was not begun is given back."""
+        plan, options, lane = self.plan, self._options, self._lane
+        is_ours = options.backend == "auto" and self._backend is None
+        if plan is None or plan.backend != "processes" or not is_ours or options.initializer:
+            raise error
+        if lane is not None:
+            yield from self._settle(lane.close())
+            while (chunk := lane.take_back()) is not None:
+                self._feed.give_back(chunk)
+        self._no_processes = f"{error}"
+        other = self._choose(plan.sample)
+        if self._is_for_another_thread(other):
+            other = replace(other, backend="threads")
+        if self._no_processes not in other.reason:
+            other = replace(other, reason=f"{other.reason} {error}")
+        self.follow(other)
 
     def _has_more(self) -> bool:
         if self._is_cancelled:
@@ -363,6 +387,7 @@ class Run:
         is_late = monotonic() >= self._deadline
         self._settle(lane.close(patience_s=0.0 if is_late else None))
         self.report.abandoned += lane.abandoned
+        self.report.shortage = getattr(self._pool, "shortage", "") or self.report.shortage
         self.report.shared_bytes = max(self.report.shared_bytes, lane.shared_bytes)
 
     def _work(self, room: Room) -> Iterator[Finished]:
@@ -656,7 +681,14 @@ class Run:
             remaining += left
         has_processes = self.plan is not None and self.plan.backend == "processes"
         question = Question(
-            self._call.fn, self._options, sample, remaining, last, spent_s, has_processes
+            self._call.fn,
+            self._options,
+            sample,
+            remaining,
+            last,
+            spent_s,
+            has_processes and self._no_processes is None,
+            self._no_processes,
         )
         return decide(question, in_full=self._explains)
 
@@ -690,5 +722,9 @@ def _add_note(error: BaseException, call: Call, outcome: Outcome) -> None:
         f"plait: task {outcome.index}, {call.text(outcome.item)}, "
         f"attempt {outcome.attempt}, on {outcome.worker} (pid {outcome.pid})"
     )
+    attempt(_add, error, note)  # of a class of the user's, which may refuse it
+
+
+def _add(error: BaseException, note: str) -> None:
     if note not in getattr(error, "__notes__", ()):
         error.add_note(note)

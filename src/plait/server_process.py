@@ -8,29 +8,52 @@ nothing. What is said to the server is in backends/child.py, what it does in bac
 from __future__ import annotations
 
 import atexit
+import errno
 import os
 import sys
 from _thread import allocate_lock  # as in threading
 
-from plait.bare import Socket, send_fds, socketpair
+from plait.bare import DONT_WAIT, Socket, send_fds, signal, socketpair
 
 TYPE_CHECKING = False  # as in typing
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["CAN_FORK", "ServerProcess", "python_command", "server", "start_early"]
+__all__ = [
+    "CAN_FORK",
+    "ServerFailed",
+    "ServerProcess",
+    "python_command",
+    "server",
+    "start_early",
+]
 
 CAN_FORK = hasattr(os, "fork") and hasattr(os, "posix_spawn")
 """Whether there can be a server: not on Windows."""
+
+
+# What the first message says that goes to the server, as an Order (backends/orders.py): from now on
+# this is standard error. Until then it is a file of ours, should it fail to start.
+ERRORS_TO = b"ERRS".ljust(24, b"\0")
+# What the system refuses for lack of room; all else is wrong with the command.
+LACKS = (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM)
+# How long it may take to end once it has closed its socket, and how much of its words is shown.
+END_S = 2.0
+MOST_WORDS = 2000
+
+
+class ServerFailed(OSError):
+    """The server's command does not work here: it was started, and no server came of it."""
 
 
 class ServerProcess:
     """The fork server of this process; started at the first need, and again if it died."""
 
     def __init__(self) -> None:
-        self._lock = allocate_lock()  # guards the two below
+        self._lock = allocate_lock()  # guards the three below
         self._pid = 0  # 0: it does not run
         self._root: Socket | None = None
+        self._words = -1  # the file in which it says why it cannot start
 
     def start(self) -> None:
         """Start it, unless it was. Raises OSError."""
@@ -39,38 +62,94 @@ class ServerProcess:
                 self._start()
 
     def send(self, data: bytes, fd: int) -> None:
-        """Send it a message with a file descriptor, started anew if it died. Raises OSError."""
+        """Send it a message with a file descriptor, started anew if it died.
+
+        Raises OSError; ServerFailed if it never came up: it is not tried twice.
+        """
         with self._lock:
             if self._root is not None:
                 try:
                     send_fds(self._root, data, [fd])
                 except OSError:  # it died
-                    self._stop()
+                    self._bury()
                 else:
                     return
             self._start()
             assert self._root is not None
-            send_fds(self._root, data, [fd])
+            try:
+                send_fds(self._root, data, [fd])
+            except ConnectionError:
+                self._bury()
+                raise
 
     def _start(self) -> None:
         root, theirs = socketpair()
         try:
-            self._pid = _spawn(theirs.fileno())
-        except OSError:
+            self._words = _open_words()
+            self._pid = _spawn(theirs.fileno(), self._words)
+        except BaseException:
             root.close()
+            self._close_words()
             raise
         finally:
             theirs.close()
         self._root = root
+        if self._words >= 0:
+            try:  # noqa: SIM105  contextlib takes longer to load than all of this
+                send_fds(root, ERRORS_TO, [2])
+            except OSError:  # it has ended already, or too many files are on their way
+                pass
 
-    def _stop(self) -> None:
+    def _bury(self) -> None:
+        """Forget a server that died. Raises ServerFailed if it never came up."""
+        has_lived = self._has_lived()
+        words = self._read_words()
+        status = self._stop()
+        if not has_lived:
+            ending = "did not answer" if status is None else f"ended with {_status_text(status)}"
+            said = f" Its last words:\n{words}" if words else ""
+            raise ServerFailed(
+                f"The server process that starts them could not be started: "
+                f"{_shown_command()} {ending} before it was ready.{said}"
+            )
+
+    def _has_lived(self) -> bool:
+        """Whether the server has come up: then it has said so, and nothing else."""
+        assert self._root is not None
+        try:
+            return bool(self._root.recv(1, DONT_WAIT))
+        except OSError:
+            return False
+
+    def _read_words(self) -> str:
+        if self._words < 0:
+            return ""
+        _wait_for(self._pid)  # it may be at its last words
+        size = os.fstat(self._words).st_size
+        data = os.pread(self._words, MOST_WORDS, max(0, size - MOST_WORDS))
+        return data.decode("utf-8", "replace").strip()
+
+    def _close_words(self) -> None:
+        if self._words >= 0:
+            os.close(self._words)
+        self._words = -1
+
+    def _stop(self) -> int | None:
+        """End it, and return how it ended: its exit code, or minus a signal; None: unknown."""
+        status = None
         if self._root is not None:
             self._root.close()
-            try:  # noqa: SIM105  contextlib takes longer to load than all of this
-                os.waitpid(self._pid, 0)
-            except ChildProcessError:  # somebody has waited for every child there is
-                pass
+            try:
+                if not _wait_for(self._pid):  # it is no server of ours, or hangs
+                    os.kill(self._pid, signal.SIGKILL)
+                    os.waitpid(self._pid, 0)
+                else:
+                    status = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
+            except (ChildProcessError, ProcessLookupError):
+                pass  # somebody has waited for every child there is
+        self._close_words()
         self._root, self._pid = None, 0
+        return status
 
     def close(self) -> None:
         """End it, and with it all of its workers."""
@@ -80,27 +159,78 @@ class ServerProcess:
     def forget(self) -> None:
         """In a forked child of this process: the server is the parent's."""
         root = self._root
+        self._close_words()
         self.__init__()  # type: ignore[misc]  # a new lock, too: another thread may have held it
         if root is not None:
             root.close()
 
 
-def _spawn(fd: int) -> int:
+def _wait_for(pid: int) -> bool:
+    """Wait until a child has ended, but not for ever; False if it goes on."""
+    if not hasattr(os, "pidfd_open"):
+        return True
+    from select import select
+
+    try:
+        fd = os.pidfd_open(pid)
+    except OSError:  # it is gone
+        return True
+    try:
+        return bool(select([fd], [], [], END_S)[0])
+    finally:
+        os.close(fd)
+
+
+def _status_text(status: int) -> str:
+    return f"exit code {status}" if status >= 0 else f"signal {-status}"
+
+
+def _shown_command() -> str:
+    """Return the command, without what is long and always the same."""
+    command = python_command("plait.backends.server.main")
+    return " ".join([*command[: command.index("-c")], "-c ..."])
+
+
+def _open_words() -> int:
+    """Return a file for what a server says that cannot start; -1: there is none."""
+    if not hasattr(os, "memfd_create"):
+        return -1
+    try:
+        os.fstat(2)
+    except OSError:  # it is closed here, and is to be there
+        return -1
+    return os.memfd_create("plait-server", os.MFD_CLOEXEC)
+
+
+def _spawn(fd: int, words_fd: int) -> int:
     """Start the server, with a socket in place of its standard input, and return its pid.
 
     The socket is nothing that a program started by another thread at the same time could inherit.
     """
     if not sys.executable:
-        raise OSError("sys.executable is empty")
+        raise ServerFailed(
+            "The server process that starts them could not be started: "
+            "sys.executable is empty, so it is not known what Python is."
+        )
     command = python_command("plait.backends.server.main", os.getpid())
     copy = os.dup(fd)  # it may be 0 itself, where standard input is closed
     # No signal is blocked there, whatever this thread blocks: it has to hear of its children.
-    how: Any = {"file_actions": [(os.POSIX_SPAWN_DUP2, copy, 0)], "setsigmask": []}
+    actions = [(os.POSIX_SPAWN_DUP2, copy, 0)]
+    if words_fd >= 0:
+        actions.append((os.POSIX_SPAWN_DUP2, words_fd, 2))
+    how: Any = {"file_actions": actions, "setsigmask": []}
     try:
         # In a session of its own: the terminal's Ctrl-C is for the parent only.
         return os.posix_spawn(command[0], command, os.environ, setsid=True, **how)
     except NotImplementedError:  # then the server does that, a little later
         return os.posix_spawn(command[0], command, os.environ, **how)
+    except OSError as error:
+        if error.errno in LACKS:
+            raise
+        raise ServerFailed(
+            f"The server process that starts them could not be started: "
+            f"{_shown_command()}: {error.strerror}."
+        ) from error
     finally:
         os.close(copy)
 

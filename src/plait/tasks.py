@@ -9,6 +9,8 @@ from contextvars import Context
 from functools import partial
 from typing import Any, NamedTuple
 
+from plait.foreign import shown
+
 __all__ = ["Call", "Stretch", "Times", "short"]
 
 
@@ -65,8 +67,5 @@ class Stretch(NamedTuple):
 
 def short(item: object, limit: int = 60) -> str:
     """Return a repr that fits into a sentence, whatever the object's own repr does."""
-    try:
-        text = repr(item)
-    except Exception as error:  # noqa: BLE001  a broken __repr__ must not hide the real error
-        text = f"<{type(item).__qualname__} whose repr raised {type(error).__name__}>"
+    text = shown(item)
     return text if len(text) <= limit else f"{text[: limit - 3]}..."

@@ -19,6 +19,7 @@ from functools import lru_cache, partial
 from typing import Any, ClassVar
 
 from plait.errors import NotPicklable
+from plait.foreign import attempt, settle, text_of
 from plait.outcome import short
 from plait.segments import SEGMENT_BYTES, Segment, SegmentView
 from plait.variables import reduce_variable
@@ -70,20 +71,25 @@ def pack(obj: object, what: str = "object") -> Packed:
     has_bulk = _has_bulk(obj)
     try:
         packed = _dump_with_bulk(pickle.Pickler, obj) if has_bulk else _dump(pickle.dumps, obj)
-    except Exception:  # noqa: BLE001  whatever pickle raises, cloudpickle may do better
+    except CANNOT:  # cloudpickle may do better
         packed = None
+    except BaseException as error:  # noqa: BLE001  the object's own, or it is raised again
+        packed, _ = settle(error, _dump, pickle.dumps, obj)
     # A name in __main__ means something else on the other side. The bytes are searched
     # because pickle itself does not tell; a false alarm costs time, nothing more.
     if packed is not None and b"__main__" not in packed[0]:
         return packed
-    try:
-        if has_bulk:
-            return _dump_with_bulk(_pickler_class(), obj)
-        return _dump(_cloudpickle_dumps, obj)
-    except Exception as error:
-        path, blamed = _find_unpicklable(obj, what)
-        reason = str(error).partition("\n")[0]
-        raise NotPicklable(what, path, blamed, reason) from error
+    packed, broken = attempt(_dump_anything, obj, has_bulk)
+    if broken is None:
+        return packed  # type: ignore[no-any-return]
+    path, blamed = _find_unpicklable(obj, what)
+    raise NotPicklable(what, path, blamed, _reason(broken)) from broken
+
+
+def _reason(error: BaseException) -> str:
+    """Return the first line of what an error says, after its class unless pickle raised it."""
+    line = text_of(error).partition("\n")[0]
+    return line if isinstance(error, PICKLES) else f"{type(error).__name__}: {line}"
 
 
 def weigh(obj: object, what: str = "object") -> int:
@@ -93,6 +99,16 @@ def weigh(obj: object, what: str = "object") -> int:
     """
     if type(obj) in PLAIN and not _is_long(obj):  # it needs no pickle of its own
         return len(obj) if type(obj) in SIZED else PLAIN_BYTES  # type: ignore[arg-type]
+    nbytes, broken = attempt(_weigh_pickle, obj)
+    if broken is None:
+        return nbytes  # type: ignore[no-any-return]
+    data, buffers, *bulk = pack(obj, what)  # it is cloudpickle's, or nobody's
+    pieces = [*buffers, *(buffer for _, buffer in bulk[0])] if bulk else buffers
+    total: int = len(data) + sum(piece.raw().nbytes for piece in pieces)
+    return total
+
+
+def _weigh_pickle(obj: object) -> int:
     meter = _Meter()
 
     def count(buffer: pickle.PickleBuffer) -> bool:
@@ -100,15 +116,8 @@ def weigh(obj: object, what: str = "object") -> int:
             meter.nbytes += buffer.raw().nbytes
         return False
 
-    try:
+    with suppress(_IsEnough):
         pickle.Pickler(meter, PROTOCOL, buffer_callback=count).dump(obj)
-    except _IsEnough:
-        return meter.nbytes
-    except Exception:  # noqa: BLE001  then it is cloudpickle's, or nobody's
-        data, buffers, *bulk = pack(obj, what)
-        pieces = [*buffers, *(buffer for _, buffer in bulk[0])] if bulk else buffers
-        nbytes: int = len(data) + sum(piece.raw().nbytes for piece in pieces)
-        return nbytes
     return meter.nbytes
 
 
@@ -224,7 +233,8 @@ def _likely_parts(obj: Any, kind: type) -> Iterable[Any]:
     if kind is tuple or kind is list:
         return obj if len(obj) <= MOST_PARTS else ()
     if kind is dict:
-        return obj.values() if len(obj) <= MOST_PARTS else ()
+        # A copy: another thread may change it meanwhile.
+        return list(obj.copy().values()) if len(obj) <= MOST_PARTS else ()
     if kind is types.FunctionType:
         if obj.__closure__ is None and obj.__defaults__ is None and obj.__module__ != "__main__":
             return ()
@@ -284,6 +294,17 @@ HOLDERS = BULK | CARRIERS
 
 
 # --- Pickling ----------------------------------------------------------------------------
+
+# What pickle itself raises for what is beyond it.
+PICKLES = (pickle.PicklingError, AttributeError, TypeError)
+CANNOT = (*PICKLES, RecursionError, ImportError)
+
+
+def _dump_anything(obj: object, has_bulk: bool) -> Packed:  # noqa: FBT001
+    """Pickle by cloudpickle."""
+    if has_bulk:
+        return _dump_with_bulk(_pickler_class(), obj)
+    return _dump(_cloudpickle_dumps, obj)
 
 
 def _dump(dumps: Callable[..., bytes], obj: object) -> Packed:
@@ -346,20 +367,15 @@ def _make_view(buffer: Any, form: str, shape: tuple[int, ...]) -> memoryview:
 
 def _find_unpicklable(obj: object, name: str, depth: int = 6) -> tuple[str, object]:
     """Return the innermost part that cannot be pickled, as (path, part)."""
-    if depth:
-        with suppress(Exception):  # of the user's own, as a property that raises
-            for path, part in _parts(obj, name):
-                if not _is_picklable(part):
-                    return _find_unpicklable(part, path, depth - 1)
+    parts, _ = attempt(lambda: list(_parts(obj, name))) if depth else ((), None)
+    for path, part in parts or ():  # none, if a property of the object raises
+        if not _is_picklable(part):
+            return _find_unpicklable(part, path, depth - 1)
     return name, obj
 
 
 def _is_picklable(obj: object) -> bool:
-    try:
-        _cloudpickle_dumps(obj, protocol=PROTOCOL)
-    except Exception:  # noqa: BLE001  that it fails is the answer
-        return False
-    return True
+    return attempt(_dump_anything, obj, False)[1] is None
 
 
 def _parts(obj: object, name: str) -> Iterator[tuple[str, object]]:

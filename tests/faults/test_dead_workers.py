@@ -219,6 +219,105 @@ def test_a_worker_that_dies_just_after_sending_loses_and_repeats_nothing(
     assert values == list(range(6))
 
 
+def die_on_receipt() -> None:
+    """Have a worker end with the item 13, before it notes which task it is to begin."""
+    from plait.backends import child_main
+
+    worker: Any = child_main._Worker
+    work, work_alone = worker._work, worker._work_alone
+
+    def die_with(items: Any) -> None:
+        if 13 in items:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def work_or_die(self: Any, message: Any) -> None:
+        die_with(message.items)
+        work(self, message)
+
+    def work_alone_or_die(self: Any, fields: Any) -> Any:
+        die_with(fields[5])
+        return work_alone(self, fields)
+
+    worker._work, worker._work_alone = work_or_die, work_alone_or_die
+
+
+@pytest.mark.parametrize("chunksize", [1, 7])
+def test_an_item_that_ends_whoever_receives_it_fails_in_the_end(
+    process_way: Way, chunksize: int
+) -> None:
+    run = plait.run(
+        abs, range(20), chunksize=chunksize, initializer=die_on_receipt, max_workers=2,
+        ordered=True, **process_way.options,
+    )  # fmt: skip
+    outcomes = list(run)
+    assert [outcome.index for outcome in outcomes] == list(range(20))
+    error = outcomes.pop(13).error
+    assert isinstance(error, plait.WorkerDied)
+    assert (error.index, error.signal) == (13, signal.SIGKILL)
+    assert "as it was to begin task 13" in str(error)
+    assert "2 workers before it" in str(error)
+    assert [outcome.value for outcome in outcomes] == [*range(13), *range(14, 20)]
+
+
+def test_a_worker_from_which_tasks_were_taken_back_dies(process_way: Way, tmp_path: Path) -> None:
+    """It notes the first of them, finds that it is not its own any more, and dies just then."""
+    os.mkfifo(tmp_path / "gate")
+
+    def die_when_robbed() -> None:
+        from plait.backends.messages import StatusPage
+
+        begin = StatusPage.begin
+
+        def begin_or_die(page: Any, seq: int, place: int) -> bool:
+            if not begin(page, seq, place):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return True
+
+        StatusPage.begin = begin_or_die  # type: ignore[method-assign, assignment]
+
+    def task(n: int) -> int:
+        if n == 0:
+            (tmp_path / "gate").read_text()  # until the others of this chunk were run elsewhere
+        if n == 3:
+            (tmp_path / "gate").write_text("go")
+        return n
+
+    values = plait.map(
+        task, range(5), chunksize=4, initializer=die_when_robbed, max_workers=2,
+        **process_way.options,
+    )  # fmt: skip
+    assert values == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("sent", [1, 8, 3000])
+def test_a_message_that_is_half_written(process_way: Way, sent: int) -> None:
+    """A worker dies amid the sending of its result."""
+
+    def die_amid_the_result() -> None:
+        from plait.backends.messages import NUMBERS, Results
+        from plait.channel import Sender, _frame
+
+        send = Sender.send
+
+        def send_or_die(sender: Any, message: Any) -> None:
+            if message[0] == NUMBERS[Results] and message[3] and message[3][0] != 1:
+                data = b"".join(_frame(message))
+                sender._sock.send(data[:sent])
+                os.kill(os.getpid(), signal.SIGKILL)
+            send(sender, message)
+
+        Sender.send = send_or_die  # type: ignore[method-assign, assignment]
+
+    outcomes = list(
+        plait.run(
+            lambda n: [n] * 5000 if n == 5 else 1, range(12), chunksize=1, max_workers=2,
+            initializer=die_amid_the_result, ordered=True, timeout=20, **process_way.options,
+        )
+    )  # fmt: skip
+    assert [outcome.index for outcome in outcomes if not outcome.ok] == [5]
+    assert isinstance(outcomes[5].error, plait.WorkerDied)
+
+
 def test_an_error_ends_what_runs(process_way: Way) -> None:
     """A task that would go on for ten minutes does not hold up the error of another."""
 

@@ -148,8 +148,10 @@ def check_error(fault: str, stage: str, outcome: plait.Outcome) -> None:
     error = outcome.error
     assert error is not None
     if fault in ("raises", "sys.exit"):
-        if stage == "pickling the result" and fault == "raises":
+        # What is no Exception ends a program: without a task's own word it stays a cause.
+        if stage == "pickling the result" or (fault == "sys.exit" and stage != "running"):
             assert isinstance(error, plait.NotPicklable)
+            assert type(error.__cause__) is (Broken if fault == "raises" else SystemExit)
         elif fault == "raises":
             assert type(error) is Broken
             assert error.code == 7

@@ -6,9 +6,10 @@ thread_launcher.py has another one.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 
 from plait.backends.launcher import Born, Change, Launcher
 from plait.backends.messages import OUTPUT_BYTES, StatusPage, new_file_fd, new_page_fd
@@ -24,14 +25,17 @@ from plait.backends.orders import (
 )
 from plait.bare import Socket, socketpair
 from plait.channel import Channel
-from plait.errors import WorkerStartError
+from plait.errors import WorkerStartError, lack_text
 from plait.segments import SegmentView
-from plait.server_process import CAN_FORK, server
+from plait.server_process import CAN_FORK, ServerFailed, server
 
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["open_launcher"]
+__all__ = ["no_start_error", "open_launcher"]
+
+# So many files are left to the program, rather than to have a further worker.
+SPARE_FILES = 16
 
 
 def open_launcher(start_method: str, preload: tuple[str, ...] = ()) -> Launcher:
@@ -45,15 +49,23 @@ def open_launcher(start_method: str, preload: tuple[str, ...] = ()) -> Launcher:
 
 def _open_control() -> Socket:
     """Return a new control socket to the server."""
-    ours, theirs = socketpair()
+    try:
+        ours, theirs = socketpair()
+    except OSError as error:
+        raise no_start_error(error) from error
     try:
         with closing(theirs):
             server.send(pack_order(Order(b"OPEN")), theirs.fileno())
     except OSError as error:
         ours.close()
-        text = f"The server process that starts workers could not be started: {error}"
-        raise WorkerStartError(text) from error
+        raise no_start_error(error) from error
     return ours
+
+
+def no_start_error(error: OSError) -> WorkerStartError:
+    """Return what is raised where no worker can be had at all."""
+    reason = f"{error}" if isinstance(error, ServerFailed) else lack_text(error.errno or 0)
+    return WorkerStartError(f"No worker process can be started. {reason}")
 
 
 def _output_pipe() -> tuple[int, int]:
@@ -64,6 +76,15 @@ def _output_pipe() -> tuple[int, int]:
         with suppress(OSError):  # the user has too many large pipes
             fcntl.fcntl(ours, fcntl.F_SETPIPE_SZ, OUTPUT_BYTES)
     return ours, theirs
+
+
+def _check_spare(fd: int) -> None:
+    """Raise OSError if so few files could still be opened that the program would miss them."""
+    import resource
+
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and fd + SPARE_FILES >= soft:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
 class ServerLauncher:
@@ -77,7 +98,11 @@ class ServerLauncher:
         self._alive: set[int] = set()
         self._control = _open_control()
         self.is_lost = False
-        self.preload()
+        try:
+            self.preload()
+        except OSError as error:
+            self._control.close()
+            raise no_start_error(error) from error
 
     def renew(self) -> None:
         """Find the server, or a new one."""
@@ -104,23 +129,37 @@ class ServerLauncher:
 
     def start(self, number: int, items_fd: int) -> Born:
         """Start a worker; its pid is known a little later."""
-        ours, theirs = socketpair()
-        page_fd, results_fd = new_page_fd(), new_file_fd("plait-results")
-        (out, their_out), (err, their_err) = _output_pipe(), _output_pipe()
-        given = [page_fd, items_fd, results_fd, their_out, their_err]
-        if self._is_fresh:
-            given.append(file_of(dict(os.environ)))
-        # What had to be loaded here to pack a function has to be there to load it.
-        needs_all = "cloudpickle" in sys.modules and not self._is_fresh
-        order = Order(b"EXEC" if self._is_fresh else b"FORK", number, needs_all)
-        self._alive.add(number)
-        with closing(theirs), suppress(BrokenPipeError):  # take_changes() will tell its death
-            send_order(self._control, order, (theirs.fileno(), *given))
-        born = Born(Channel(ours), StatusPage(page_fd), SegmentView(results_fd), (out, err))
-        for fd in given:
-            if fd not in (items_fd, results_fd):
-                os.close(fd)
-        return born
+        with ExitStack() as made, ExitStack() as lent:
+
+            def keep(stack: ExitStack, fd: int) -> int:
+                stack.callback(os.close, fd)
+                return fd
+
+            def open_pipe() -> tuple[int, int]:
+                ours, theirs = _output_pipe()
+                return keep(made, ours), keep(lent, theirs)
+
+            ours, theirs = socketpair()
+            made.callback(ours.close)
+            lent.callback(theirs.close)
+            page_fd = keep(lent, new_page_fd())
+            results_fd = keep(made, new_file_fd("plait-results"))
+            (out, their_out), (err, their_err) = open_pipe(), open_pipe()
+            given = [theirs.fileno(), page_fd, items_fd, results_fd, their_out, their_err]
+            if self._is_fresh:
+                given.append(keep(lent, file_of(dict(os.environ))))
+            if self._alive:  # the first one is worth the last file
+                _check_spare(max(given))
+            page, channel = StatusPage(page_fd), Channel(ours)
+            made.callback(page.close)
+            # What had to be loaded here to pack a function has to be there to load it.
+            needs_all = "cloudpickle" in sys.modules and not self._is_fresh
+            order = Order(b"EXEC" if self._is_fresh else b"FORK", number, needs_all)
+            with suppress(ConnectionError):  # take_changes() will tell its death
+                send_order(self._control, order, tuple(given))
+            self._alive.add(number)
+            made.pop_all()
+        return Born(channel, page, SegmentView(results_fd), (out, err))
 
     def take_changes(self) -> list[Change]:
         """Return what became of the workers since the last call; does not block."""
@@ -131,9 +170,10 @@ class ServerLauncher:
                 (verb, number, value, peak), fds = receive_order(self._control)
                 if verb == b"PID ":
                     self.pids[number] = value
-                elif verb == b"ENDS":
+                elif verb in (b"ENDS", b"FAIL"):
                     self._alive.discard(number)
-                    changes.append(Change(number, "ended", value, peak))
+                    what = "ended" if verb == b"ENDS" else "failed"
+                    changes.append(Change(number, what, value, peak))
                 elif verb == b"LOAD":
                     self.preloaded.append(Preloaded(*object_in(*fds)))
                 else:

@@ -42,6 +42,7 @@ from plait.backends.messages import (
 from plait.bare import Socket, signal, take_socket
 from plait.channel import Receiver, Sender
 from plait.errors import NotPicklable
+from plait.foreign import Ended, attempt
 from plait.host import WORKER_MARK, QueueClock, monotonic
 from plait.running import begin_task, begin_tasks, set_task
 from plait.segments import SEGMENT_BYTES, SegmentStore, SegmentView
@@ -119,7 +120,7 @@ def _reseed() -> None:
             module.seed()
 
 
-class _Condemned(BaseException):
+class _Condemned(Ended):
     """Raised in a task that is to end, so that its ``finally`` clauses run; then it leaves."""
 
 
@@ -260,8 +261,9 @@ class _Worker:
             self._voice.adopt(known.context.levels)
             self._streams.adopt(known.context.texts)
             for packed in known.variables:
-                with suppress(Exception):  # of a class that is not to be found here
-                    variable, value = wire.load(packed)
+                pair, _ = attempt(wire.load, packed)
+                if pair is not None:  # else of a class that is not to be found here
+                    variable, value = pair
                     variable.set(value)
                     self._variables.setdefault(key, []).append((variable, value))
             known = self._known[key] = Call(wire.load(known.fn, self._view), known.style)
@@ -307,7 +309,13 @@ class _Worker:
             self._let_go_of_taken()
 
     def _unseal(self, sealed: Any) -> Any:
-        return wire.unseal(sealed, self._view)
+        try:
+            return wire.unseal(sealed, self._view)
+        except (Exception, Ended):  # the task's, as what the function raises
+            raise
+        except BaseException as error:
+            # SystemExit, for example, would end a program in which no task has asked for that.
+            raise NotPicklable.on_arrival("item", error) from error
 
     def _work_alone(self, fields: tuple[Any, ...]) -> bool:
         """Do all that ``_work`` does for one task that is nothing special; False: do it there.
@@ -528,7 +536,9 @@ class _Worker:
         for place, value in enumerate(stretch.values):
             try:
                 stretch.values[place] = self._seal(value)
-            except NotPicklable as error:
+            except Ended:
+                raise
+            except BaseException as error:  # noqa: BLE001  it may run code of the user's
                 stretch.values[place] = None
                 stretch.errors[place] = error
 

@@ -14,6 +14,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from plait.backends.messages import LAST_WORDS_AT, Levels, Said, encode
+from plait.foreign import attempt, shown
 from plait.wire import PROTOCOL
 
 if TYPE_CHECKING:
@@ -121,13 +122,13 @@ def _traceback_text(record: logging.LogRecord) -> str:
 
 def _pickle_facts(facts: dict[str, Any]) -> bytes:
     """Pickle what can be; of the rest (an ``extra`` that holds a lock) its repr goes."""
-    with suppress(Exception):
-        return pickle.dumps(facts, PROTOCOL)
+    data, broken = attempt(pickle.dumps, facts, PROTOCOL)
+    if broken is None:
+        return data  # type: ignore[no-any-return]
     safe = {}
     for name, value in facts.items():
-        try:
-            pickle.dumps(value, PROTOCOL)
+        if attempt(pickle.dumps, value, PROTOCOL)[1] is None:
             safe[name] = value
-        except Exception:  # noqa: BLE001  whatever it is, it cannot travel
-            safe[name] = UserWarning if isinstance(value, type) else repr(value)
+        else:
+            safe[name] = UserWarning if isinstance(value, type) else shown(value)
     return pickle.dumps(safe, PROTOCOL)

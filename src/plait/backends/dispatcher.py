@@ -45,8 +45,13 @@ class Crew(Protocol):
         """Whether a new worker runs something of the user's first."""
         ...
 
-    def start_worker(self, context: Context) -> Worker:
-        """Start another worker."""
+    @property
+    def may_grow(self) -> bool:
+        """Whether it is worth trying to start another worker."""
+        ...
+
+    def start_worker(self, context: Context) -> Worker | None:
+        """Start another worker; None if the system refuses."""
         ...
 
     def let_go(self, worker: Worker) -> None:
@@ -93,7 +98,7 @@ class Dispatcher:
                     self._queue(job)
                 else:
                     news.setdefault(worker, []).extend(self._give(worker, job))
-        finally:  # no further worker could be started
+        finally:
             for worker, messages in news.items():
                 self._crew.send(worker, *messages)
 
@@ -186,8 +191,12 @@ class Dispatcher:
                 to_be_avoided = worker
             else:
                 return worker
-        if self._count_places() < self._crew.max_workers:
-            return self._crew.start_worker(job.lane.context) if self._may_start() else None
+        if self._count_places() < self._crew.max_workers and self._crew.may_grow:
+            if not self._may_start():
+                return None
+            started = self._crew.start_worker(job.lane.context)
+            if started is not None or self._crew.is_broken:
+                return started
         if to_be_avoided is not None:  # if there are others, one of them will be free
             is_alone = sum(worker.can_take for worker in self._crew.workers.values()) == 1
             return to_be_avoided if is_alone else None

@@ -27,7 +27,9 @@ __all__ = ["Born", "Change", "Launcher"]
 
 
 class Change(NamedTuple):
-    """What became of worker ``number``: "ended", "stopped" or "continued".
+    """What became of worker ``number``: "ended", "stopped" or "continued", or that it "failed".
+
+    It failed if it could not be started: ``status`` is the number of the system's error.
 
     ``status`` is its exit code, or minus a signal, or the signal that stopped it; None: it
     cannot be known. ``peak_bytes`` is the most memory that it had; 0: it cannot be known.
@@ -72,7 +74,10 @@ class Launcher(Protocol):
         ...
 
     def start(self, number: int, items_fd: int) -> Born:
-        """Start a worker, which reads items from a file; its pid is known a little later."""
+        """Start a worker, which reads items from a file; its pid is known a little later.
+
+        Raises OSError or MemoryError if the system refuses; then nothing stays open.
+        """
         ...
 
     def take_changes(self) -> list[Change]:

@@ -36,14 +36,15 @@ MOST_FDS = 7
 class Order(NamedTuple):
     """A message on a control socket.
 
-    To the server: OPEN (a control socket comes along), FORK worker ``number`` (its
-    channel, its status page and its ends of two pipes for output come along; ``value`` says
-    whether it will need all that the server loads for workers), EXEC the same
+    To the server: ERRS (its standard error comes along), OPEN (a control socket comes along),
+    FORK worker ``number`` (its channel, its status page and its ends of two pipes for output come
+    along; ``value`` says whether it will need all that the server loads for workers), EXEC the same
     as a fresh interpreter (a file with its environment, pickled, comes along too), END worker
     ``number``: ask it to (SIGTERM), and kill it after ``value`` milliseconds; LOAD modules (a file
     with a Preload comes along) before workers are started.
     From it: PID of worker ``number``, ENDS with exit code or minus the signal in ``value``,
-    and the most memory that it ever had, in bytes, in ``peak``; STOP by signal ``value``,
+    and the most memory that it ever had, in bytes, in ``peak``; FAIL: it could not be started, by
+    error number ``value``; STOP by signal ``value``,
     CONT after one; LOAD: what became of the last one is in a file, a Preloaded.
     """
 
@@ -84,14 +85,14 @@ def pack_order(order: Order) -> bytes:
     return FORMAT.pack(*order)
 
 
-def send_order(sock: Socket, order: Order, fds: tuple[int, ...] = ()) -> None:
+def send_order(sock: Socket, order: Order, fds: tuple[int, ...] = (), *, flags: int = 0) -> None:
     """Send an order, with file descriptors."""
-    send_fds(sock, pack_order(order), fds)
+    send_fds(sock, pack_order(order), fds, flags)
 
 
-def receive_order(sock: Socket) -> tuple[Order, list[int]]:
+def receive_order(sock: Socket, *, flags: int = 0) -> tuple[Order, list[int]]:
     """Receive an order. Raises EOFError at the end, BlockingIOError if none is here."""
-    data, fds = receive_fds(sock, FORMAT.size, MOST_FDS)
+    data, fds = receive_fds(sock, FORMAT.size, MOST_FDS, flags)
     if len(data) < FORMAT.size:
         raise EOFError
     return Order(*FORMAT.unpack(data)), fds

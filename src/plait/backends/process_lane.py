@@ -22,13 +22,15 @@ from plait.errors import (
     TaskTimeout,
     Victim,
     WorkerDied,
+    WorkerStartError,
     signal_name,
     size_text,
 )
+from plait.foreign import settle
 from plait.host import monotonic
 from plait.outcome import Call, Chunk, Finished, Stretch
 from plait.segments import Placing
-from plait.wire_errors import load_error
+from plait.wire_errors import detach, load_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -36,6 +38,9 @@ if TYPE_CHECKING:
     from plait.backends.contract import Setting
     from plait.backends.messages import Results, Said, Texts
     from plait.segments import Segment, SegmentStore, SegmentView
+
+# So many workers that die as they are to begin a task are no chance.
+MOST_LOSSES = 3
 
 __all__ = ["Death", "Entry", "Job", "ProcessLane", "Report", "Uttered", "Verdict"]
 
@@ -121,6 +126,7 @@ class Death(NamedTuple):
     peak_bytes: int = 0
     stack: str = ""  # where it was, as far as the interpreter could still say
     was_oom: bool = False  # the system's OOM killer is known to have struck
+    is_untouched: bool = False  # it was to begin the job, or receiving it
 
 
 class Uttered(NamedTuple):
@@ -172,15 +178,17 @@ class Carrier(Protocol):
         """End a chunk of a lane; False if it is over."""
         ...
 
-    def close_lane(self, lane: ProcessLane, grace_s: float | None) -> list[Entry]:
-        """End what a lane has going after some seconds, and return what arrived."""
+    def close_lane(
+        self, lane: ProcessLane, grace_s: float | None
+    ) -> tuple[list[Entry], list[Chunk]]:
+        """End what a lane has going after some seconds; return what arrived, and what waited."""
         ...
 
 
 class ProcessLane:
     """Packs chunks for the workers and unpacks what they report."""
 
-    left = 0  # all of it is with the workers
+    left = 0  # all of it is with the workers, until it is closed
 
     def __init__(self, backend: Carrier, key: int, call: Call, setting: Setting) -> None:
         self.key = key
@@ -209,6 +217,8 @@ class ProcessLane:
         self.shared_bytes = 0
         self._backend = backend
         self._failed: list[Finished] = []  # tasks whose items could not be packed
+        self._left_over: list[Chunk] = []  # see take_back
+        self._losses: dict[int, int] = {}  # of workers that were to begin a task, by its index
 
     def _lay_down_function(self, fn: Any) -> wire.Packed:
         packed = wire.lay_down(wire.pack(fn, "function"), Placing(self._store))
@@ -228,20 +238,26 @@ class ProcessLane:
 
     def submit(self, *chunks: Chunk) -> None:
         """Pack chunks and give them to the workers; items that cannot be packed fail here."""
-        self._backend.check_usable()
         most = self._backend.most_tasks
         jobs: list[Job] = []
+        waiting = deque(chunks)
         started = monotonic()
         try:
-            for chunk in chunks:
+            self._backend.check_usable()
+            while waiting:
+                chunk = waiting[0]
                 if len(chunk.items) <= most:
                     jobs += self._pack(chunk)
                 else:  # than one worker may run
                     for start in range(0, len(chunk.items), most):
                         jobs += self._pack(chunk.part(start, start + most))
+                waiting.popleft()
                 if monotonic() - started > TOGETHER_S:
                     jobs = self._enqueue(jobs)
                     started = monotonic()
+        except WorkerStartError:
+            self._left_over += waiting
+            raise
         finally:  # what is packed lies in the store, and goes with the lane
             self._enqueue(jobs)
 
@@ -251,8 +267,12 @@ class ProcessLane:
             self.count(len(jobs))
             try:
                 self._backend.enqueue(jobs)
-            except BaseException:  # if some were sent nevertheless, they go with the lane
+            except BaseException as error:
+                # If some were sent nevertheless, they go with the lane.
                 self.count(-len(jobs))
+                if isinstance(error, WorkerStartError):
+                    self._left_over += [job.chunk for job in jobs]
+                    jobs.clear()
                 raise
         return []
 
@@ -338,8 +358,8 @@ class ProcessLane:
         return 0, 0.0
 
     def take_back(self) -> Chunk | None:
-        """Return nothing: all of it is with the workers."""
-        return None
+        """Return tasks that had no worker when the lane was closed; None if there are no more."""
+        return self._left_over.pop() if self._left_over else None
 
     def wake(self) -> None:
         """Have ``wait_outcomes`` return."""
@@ -348,7 +368,9 @@ class ProcessLane:
     def close(self, *, patience_s: float | None = None) -> list[Finished]:
         """Drop what has not started; what runs gets a grace period, then its worker ends."""
         finished = self._take_rescued()
-        for entry in self._backend.close_lane(self, patience_s):
+        entries, waited = self._backend.close_lane(self, patience_s)
+        self._left_over += waited
+        for entry in entries:
             finished += self._unpack(entry)
         self.shared_bytes = self._backend.shared_bytes
         self.pending = 0
@@ -375,6 +397,8 @@ class ProcessLane:
         job, done, results, worker, pid, view, _ = report
         if results.is_last:
             self.count(-1)
+        if self.is_closed and results.is_last and not job.is_cancelled:
+            self._leave_over(job.chunk.part(done + len(results.values)))
         if results.unread and not self.is_closed:
             self.submit(job.chunk.part(0))
         elif results.values or job.is_cancelled:
@@ -386,21 +410,50 @@ class ProcessLane:
         job, place = death.job, death.place
         self.count(-1)
         if self.is_closed:
+            self._leave_over(job.chunk.part(job.done))
             return
         if job.is_cancelled:
             nothing = Stretch([], {}, [])
             yield Finished.of(job.chunk, job.done, nothing, death.worker, death.pid)
             return
+        if place is None and job.done < len(job.chunk.items) and self._is_deadly(death):
+            place = job.done
         if place is None:
-            if job.done < len(job.chunk.items):
-                self.submit(job.chunk.part(job.done))
+            self._run_again(death)
             return
         error = self._error_of(death, place)
         yield _failed(job.chunk, place, error, death.worker, death.pid, death.started)
-        if place > job.done:  # ran, but the worker took the results with it
-            self.submit(job.chunk.part(job.done, place))
-        if place + 1 < len(job.chunk.items):
-            self.submit(job.chunk.part(place + 1))
+        # What ran before it, but the worker took the results with it; and what comes after it.
+        self._submit_some(job.chunk.part(job.done, place), job.chunk.part(place + 1))
+
+    def _is_deadly(self, death: Death) -> bool:
+        """Whether a task has ended so many workers, each as it was to begin it, that it is enough.
+
+        To receive an item may be too much for a worker's memory, for example. Nobody else will
+        ever say which task it was.
+        """
+        if not death.is_untouched:
+            return False
+        first = death.job.chunk.first + death.job.done
+        self._losses[first] = self._losses.get(first, 0) + 1
+        is_alone = len(death.job.chunk.items) - death.job.done == 1
+        return is_alone and self._losses[first] >= MOST_LOSSES
+
+    def _run_again(self, death: Death) -> None:
+        """Have the tasks that a worker left run elsewhere; in halves, if it is not the first."""
+        rest = death.job.chunk.part(death.job.done)
+        half = len(rest.items) // 2 if self._losses.get(rest.first, 0) > 1 else 0
+        self._submit_some(rest.part(0, half), rest.part(half))
+
+    def _submit_some(self, *parts: Chunk) -> None:
+        """Submit those chunks that have tasks."""
+        some = [part for part in parts if len(part.items)]
+        if some:
+            self.submit(*some)
+
+    def _leave_over(self, chunk: Chunk) -> None:
+        if len(chunk.items):
+            self._left_over.append(chunk)
 
     def _error_of(self, death: Death, place: int) -> PlaitError:
         """Say why a task failed with its worker."""
@@ -424,6 +477,7 @@ class ProcessLane:
             peak_bytes=death.peak_bytes,
             stack=death.stack,
             was_oom=death.was_oom,
+            losses=self._losses.get(victim.index, 0) if death.is_untouched else 0,
         )
 
 
@@ -443,7 +497,8 @@ def _unpack_results(results: Results, view: SegmentView) -> Stretch:
         for place, sealed in enumerate(values):
             try:
                 values[place] = wire.unseal(sealed, view)
-            except Exception as error:  # noqa: BLE001  the class of this value failed
-                values[place] = None
-                errors[place] = NotPicklable.on_arrival("result", error)
+            except BaseException as error:  # noqa: BLE001  of the object, or it is raised again
+                values[place], broken = settle(error, wire.unseal, sealed, view)
+                if broken is not None:
+                    errors[place] = NotPicklable.on_arrival("result", detach(broken))
     return Stretch(values, errors, results.times, results.is_last, results.queued_s)

@@ -121,7 +121,14 @@ class Worker:
         if not self.page.is_shared:
             return job.done if job is self.jobs[0] else None
         _, place = self.runs(job) or (0, TOGETHER)
-        return place if job.done <= place != TOGETHER else None
+        # What was taken back from it may be noted all the same, see stealing.py. It did not run.
+        is_its_own = job.done <= place < len(job.chunk.items)
+        return place if is_its_own and place != TOGETHER else None
+
+    def has_not_begun(self, job: Job) -> bool:
+        """Whether it was to begin a job next, or was just receiving it."""
+        is_next = self.is_ready and job is self.jobs[0]
+        return is_next and self.page.is_shared and self.page.running()[0] != job.seq
 
     def has_grown(self, pid: int, lane: ProcessLane) -> bool:
         """Whether it has so much memory between two chunks that it is better replaced."""

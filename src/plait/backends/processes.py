@@ -12,6 +12,7 @@ A worker is always in one of these states; docs/design.md has the table:
 
 from __future__ import annotations
 
+import errno
 import itertools
 import math
 import os
@@ -21,12 +22,12 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from plait import wire
-from plait.backends.child import open_launcher
+from plait.backends.child import no_start_error, open_launcher
 from plait.backends.code_watch import CodeWatch
 from plait.backends.contract import Setting, Traits
 from plait.backends.dispatcher import Dispatcher
@@ -51,7 +52,8 @@ from plait.backends.turns import Turns
 from plait.backends.voices import OutputReader, put_out, warning
 from plait.bare import signal
 from plait.blas import with_thread_limits
-from plait.errors import PlaitError, PoolClosed, WorkerStartError, death_text
+from plait.errors import PlaitError, PoolClosed, WorkerStartError, death_text, lack_text
+from plait.foreign import shown
 from plait.host import cpu_count, monotonic, oom_kills
 from plait.segments import SegmentStore, SegmentView
 from plait.shield import Shield
@@ -62,7 +64,7 @@ if TYPE_CHECKING:
     from plait.backends.messages import Context
     from plait.backends.orders import Preloaded
     from plait.channel import Channel
-    from plait.outcome import Call
+    from plait.outcome import Call, Chunk
 
 __all__ = ["ProcessBackend"]
 
@@ -72,6 +74,8 @@ GRACE_S = 0.8
 END_S = 0.5
 # How often a lane that closes tries to end what still runs.
 MOST_TRIES = 5
+# How long no further worker is tried where the system has refused one.
+GROW_AGAIN_S = 1.0
 # Workers that die before they are ready, one after the other, until that is called a failure.
 MOST_FALSE_STARTS = 3
 
@@ -101,8 +105,15 @@ class ProcessBackend:
         # These two first: they may raise, and then nothing is open.
         self._initializer = wire.pack(initializer, "initializer") if initializer else None
         self._launcher = open_launcher(start_method, preload)
-        self.store = SegmentStore(new_file_fd("plait-items"), stores=1)
-        self._turns = Turns(self._cpus)
+        with ExitStack() as made:
+            made.callback(self._launcher.close)
+            try:
+                self.store = SegmentStore(new_file_fd("plait-items"), stores=1)
+                made.callback(self.store.close)
+                self._turns = Turns(self._cpus)
+            except OSError as error:
+                raise no_start_error(error) from error
+            made.pop_all()
         self.lock = self._turns.lock  # guards everything below, and the launcher
         self.workers: dict[int, Worker] = {}
         self._holdings = Holdings(self.store)
@@ -114,6 +125,8 @@ class ProcessBackend:
         self._asked_at: float | None = None  # for the first worker
         self._ready_s: list[float] = []  # how long after that each was ready
         self._broken: PlaitError | None = None
+        self.shortage = ""  # why there were fewer workers than were asked for
+        self._grow_at = -math.inf  # when it may be tried again to have more
         self._strays: deque[Uttered] = deque()  # what workers said that work for no open lane
         self._oom_kills = oom_kills()
         self._turns.watch(self._launcher, selectors.EVENT_READ, self._hear_launcher)
@@ -235,12 +248,16 @@ class ProcessBackend:
                     return True
         return False
 
-    def close_lane(self, lane: ProcessLane, grace_s: float | None = None) -> list[Entry]:
-        """End what a lane has going after some seconds, and return what arrived."""
+    def close_lane(
+        self, lane: ProcessLane, grace_s: float | None = None
+    ) -> tuple[list[Entry], list[Chunk]]:
+        """End what a lane has going after some seconds; return what arrived, and what waited."""
+        waited: list[Chunk] = []
         with self._shield(), self.lock:
             lane.is_closed = True
             for job in self._dispatcher.backlog:
                 if job.lane is lane:
+                    waited.append(job.chunk.part(job.done))
                     self._holdings.drop(job)
             self._dispatcher.backlog = deque(
                 job for job in self._dispatcher.backlog if job.lane is not lane
@@ -255,7 +272,7 @@ class ProcessBackend:
             lane.inbox.clear()
             lane.is_over = True
         self._put_out_strays()
-        return arrived
+        return arrived, waited
 
     def _forget(self, worker: Worker, lane: ProcessLane) -> None:
         """Tell a worker that a function is not needed any more; soon enough, if it is small."""
@@ -337,12 +354,23 @@ class ProcessBackend:
         """Whether a new worker runs something of the user's first."""
         return self._initializer is not None
 
-    def start_worker(self, context: Context) -> Worker:
-        """Start another worker."""
+    @property
+    def may_grow(self) -> bool:
+        """Whether it is worth trying to start another worker."""
+        return self._grow_at < 0 or self._grow_at <= monotonic() or not self.workers
+
+    def start_worker(self, context: Context) -> Worker | None:
+        """Start another worker; None if the system refuses. If there is no other, it is broken."""
         number = next(self._numbers)
         if self._asked_at is None:
             self._asked_at = monotonic()
-        worker = Worker.of(number, self._launcher.start(number, self.store.fd))
+        try:
+            born = self._launcher.start(number, self.store.fd)
+        except (OSError, MemoryError) as error:
+            number = getattr(error, "errno", None) or errno.ENOMEM
+            self._note_shortage(number, len(self.workers))
+            return None
+        worker = Worker.of(number, born)
         self.workers[number] = worker
         self._dispatcher.sort(worker)
         for reader in worker.outputs:
@@ -360,6 +388,14 @@ class ProcessBackend:
         )
         self.send(worker, setup)
         return worker
+
+    def _note_shortage(self, number: int, workers: int) -> None:
+        """Go on with the workers that there are; without any, it is an error."""
+        self._grow_at = monotonic() + GROW_AGAIN_S
+        if workers:
+            self.shortage = f"{workers} of {self.max_workers}: {lack_text(number)}"
+        else:
+            self._break(no_start_error(OSError(number, "")))
 
     def let_go(self, worker: Worker) -> None:
         """Let a worker end once it has finished what it has."""
@@ -443,7 +479,7 @@ class ProcessBackend:
             self._holdings.let_go_of(worker, message.offsets)
         elif isinstance(message, StartFailed):
             cause = load_error(message.error)
-            broken = WorkerStartError(f"The initializer failed in {worker.name}: {cause!r}")
+            broken = WorkerStartError(f"The initializer failed in {worker.name}: {shown(cause)}")
             broken.__cause__ = cause
             self._break(broken)
 
@@ -499,22 +535,36 @@ class ProcessBackend:
         if self._launcher.is_lost:
             self._turns.unwatch(self._launcher)
             if self._broken is None:
-                self._launcher.renew()
-                self._turns.watch(self._launcher, selectors.EVENT_READ, self._hear_launcher)
+                self._renew_launcher()
         vanished = []  # with the server, before they were ready
         for change in changes:
             worker = self.workers[change.number]
-            if change.status is None and worker.failed_to_start:
+            if change.what == "ended" and change.status is None and worker.failed_to_start:
                 vanished.append(worker)
-            if change.what == "ended":
-                self._bury(worker, change)
-            else:
-                is_stopped = change.what == "stopped"
-                worker.stopped = (monotonic(), change.status or 0) if is_stopped else None
-                self._dispatcher.sort(worker)
-                self.judge_at(monotonic())
+            self._hear_change(worker, change)
         if vanished:  # all of them are one failure, and not the initializer's
             self._count_false_start(vanished[0], None)
+
+    def _renew_launcher(self) -> None:
+        try:
+            self._launcher.renew()
+        except WorkerStartError as error:  # it is for all who wait, not for who happens to drive
+            self._break(WorkerStartError(f"{error}"))  # its frames know this pool and its workers
+        else:
+            self._turns.watch(self._launcher, selectors.EVENT_READ, self._hear_launcher)
+
+    def _hear_change(self, worker: Worker, change: Change) -> None:
+        if change.what == "ended":
+            self._bury(worker, change)
+        elif change.what == "failed":
+            worker.is_leaving = True  # it is none of those that fail as they start
+            self._note_shortage(change.status or 0, len(self.workers) - 1)
+            self._bury(worker, change)
+        else:
+            is_stopped = change.what == "stopped"
+            worker.stopped = (monotonic(), change.status or 0) if is_stopped else None
+            self._dispatcher.sort(worker)
+            self.judge_at(monotonic())
 
     def _note_preloaded(self, preloaded: Preloaded) -> None:
         self._code.watch(preloaded.stamps)
@@ -557,6 +607,7 @@ class ProcessBackend:
                 change.peak_bytes,
                 worker.page.last_words(),
                 was_oom,
+                worker.verdict is None and worker.has_not_begun(job),
             )
             self._deliver(job, death)
         self._launcher.pids.pop(worker.number, None)

@@ -21,10 +21,13 @@ has them.
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
+import resource
 import selectors
 import sys
+from collections import deque
 from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, NoReturn
@@ -39,7 +42,7 @@ from plait.backends.kinship import (
     take_root,
 )
 from plait.backends.orders import Order, Preload, object_in, receive_order, send_order
-from plait.bare import Socket, signal, socketpair
+from plait.bare import DONT_WAIT, Socket, signal, socketpair
 from plait.host import child_pids, monotonic, process_groups, worker_mark
 from plait.server_process import python_command
 
@@ -53,6 +56,9 @@ __all__ = ["main"]
 LATE = ("dataclasses", "traceback", "logging", "platform", "uuid", "cloudpickle")
 # What the kernel counts ru_maxrss in, in bytes.
 MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024
+READ_OR_WRITE = selectors.EVENT_READ | selectors.EVENT_WRITE
+# So many files come with the order for a worker.
+FDS_OF = {b"FORK": 6, b"EXEC": 7}
 # When the server ends it waits so long for what it killed, and then no longer.
 LAST_WAIT_S = 1
 
@@ -84,14 +90,21 @@ class _Server:
     def __init__(self, root: Socket, parent_pid: int) -> None:
         self._pid = os.getpid()
         self._workers: dict[int, _Child] = {}
+        self._untold: dict[Socket, deque[Order]] = {}  # what pools have no room to hear
         self._late = [*reversed(LATE)]
         self._preloader: Preloader | None = None  # until modules are asked for
         self._selector = selectors.DefaultSelector()
         self._selector.register(root, selectors.EVENT_READ, self._open)
+        self._files = resource.getrlimit(resource.RLIMIT_NOFILE)
+        _, most = self._files
+        with suppress(ValueError, OSError):  # many are on their way through it
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         adopt_orphans()
         self._watch_parent(parent_pid)
         self._watch_children()
         self._set_signals()
+        with suppress(OSError):
+            root.send(b"!")  # we have come up
 
     def _watch_parent(self, pid: int) -> None:
         self._parent_fd = -1
@@ -167,21 +180,38 @@ class _Server:
 
     def _open(self, root: Socket) -> None:
         try:
-            _, (fd,) = receive_order(root)
+            order, fds = receive_order(root)
         except (EOFError, OSError):
             self._end()
-        self._selector.register(Socket(fileno=fd), selectors.EVENT_READ, self._obey)
+        for fd in fds:  # none, if there was no room here; then the pool hears the end of it
+            if order.verb == b"ERRS":  # we have come up: what is said now is for the user
+                os.dup2(fd, 2)
+                os.close(fd)
+            else:
+                self._selector.register(Socket(fileno=fd), selectors.EVENT_READ, self._obey)
 
     def _obey(self, control: Socket) -> None:
+        if control in self._untold:
+            self._tell_more(control)
         try:
-            order, fds = receive_order(control)
+            order, fds = receive_order(control, flags=DONT_WAIT)
+        except BlockingIOError:
+            return
         except (EOFError, OSError):
             self._close(control)
             return
+        self._carry_out(control, order, fds)
+
+    def _carry_out(self, control: Socket, order: Order, fds: list[int]) -> None:
         if order.verb == b"END ":
             self._end_worker(control, order)
         elif order.verb == b"LOAD":
-            self._preload(control, Preload(*object_in(*fds)))
+            if fds:
+                self._preload(control, Preload(*object_in(*fds)))
+        elif len(fds) < FDS_OF[order.verb]:  # there was no room here for all that were sent
+            for fd in fds:
+                os.close(fd)
+            self._tell(control, Order(b"FAIL", order.number, errno.EMFILE))
         elif self._preloader is None or not self._preloader.hold(control, order, fds):
             self._start(control, order, fds)
 
@@ -197,6 +227,7 @@ class _Server:
 
     def _close(self, control: Socket) -> None:
         self._selector.unregister(control)
+        self._untold.pop(control, None)
         if self._preloader is not None:
             self._preloader.forget(control)
         control.close()
@@ -210,7 +241,7 @@ class _Server:
         try:
             pid = os.fork()
         except OSError as error:
-            self._tell(control, Order(b"ENDS", order.number, error.errno or 1))
+            self._tell(control, Order(b"FAIL", order.number, error.errno or errno.EAGAIN))
             pid = -1
         if pid == 0:
             self._become_worker(control, order.verb, fds)
@@ -235,6 +266,7 @@ class _Server:
         """In a forked child: let go of all that is the server's."""
         die_with_parent()
         os.setpgid(0, 0)  # so that what its tasks start can be ended with it
+        resource.setrlimit(resource.RLIMIT_NOFILE, self._files)
         signal.set_wakeup_fd(-1)
         for signum in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(signum, signal.SIG_DFL)
@@ -317,8 +349,28 @@ class _Server:
         return any(owner in self._workers for owner in (*process_groups(pid), worker_mark(pid)))
 
     def _tell(self, control: Socket, order: Order) -> None:
-        with suppress(OSError):  # the pool is closed: nobody wants to know
-            send_order(control, order)
+        """Tell a pool something; later, if nobody there listens now: others are not to wait."""
+        self._untold.setdefault(control, deque()).append(order)
+        self._tell_more(control)
+
+    def _tell_more(self, control: Socket) -> None:
+        orders = self._untold[control]
+        try:
+            while orders:
+                send_order(control, orders[0], flags=DONT_WAIT)
+                orders.popleft()
+        except BlockingIOError:
+            self._listen(control, READ_OR_WRITE)
+            return
+        except OSError:  # the pool is closed: nobody wants to know
+            pass
+        del self._untold[control]
+        self._listen(control, selectors.EVENT_READ)
+
+    def _listen(self, control: Socket, events: int) -> None:
+        with suppress(KeyError, ValueError):  # it is closed
+            if self._selector.get_key(control).events != events:
+                self._selector.modify(control, events, self._obey)
 
 
 def _become_interpreter(fds: list[int]) -> NoReturn:

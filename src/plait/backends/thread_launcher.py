@@ -5,6 +5,7 @@ Used by backends/child.py there; what a launcher is says launcher.py.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -59,9 +60,18 @@ class ThreadLauncher:
         page = StatusPage(page_fd)
         # Copies, as the thread may come to it late; the worker gets them under other numbers.
         fds = (page_fd, os.dup(items_fd), os.dup(results_fd)) if page_fd >= 0 else ()
-        threading.Thread(
+        watch = threading.Thread(
             target=self._watch, args=(number, theirs, fds), name="plait-watch", daemon=True
-        ).start()
+        )
+        try:
+            watch.start()
+        except RuntimeError as error:  # no further thread is allowed
+            page.close()
+            for sock in (ours, theirs):
+                sock.close()
+            for fd in {page_fd, results_fd, *fds} - {-1}:
+                os.close(fd)
+            raise OSError(errno.EAGAIN, str(error)) from error
         return Born(Channel(ours), page, SegmentView(results_fd), ())
 
     def _watch(self, number: int, theirs: socket.socket, fds: tuple[int, ...]) -> None:
@@ -70,17 +80,17 @@ class ThreadLauncher:
         The kernel ties a worker's life to the thread that started it (see
         kinship.die_with_parent), so that thread must live as long as the worker.
         """
-        status: int | None = None
+        change = Change(number, "ended")
         try:
             with theirs:
                 process = self._spawn(theirs, fds)
             self._processes[number] = process
             self.pids[number] = process.pid
-            status = process.wait()
+            change = Change(number, "ended", process.wait())
         except OSError as error:
-            status = error.errno
+            change = Change(number, "failed", error.errno)
         finally:
-            self._ended.append(Change(number, "ended", status))
+            self._ended.append(change)
             with suppress(OSError):  # the pool is closed
                 self._bell_end.send(b"!")
 

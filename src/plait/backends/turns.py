@@ -51,7 +51,6 @@ class Turns:
         """Serve sockets whose other ends share so many CPUs with us."""
         self._cpus = cpus
         self.lock = threading.Lock()  # guards everything here, and all that handlers touch
-        self._selector = selectors.DefaultSelector()
         self.expected = 0  # how many workers will send something
         self._spin = Spin()
         self._moderation = Moderation()
@@ -61,6 +60,12 @@ class Turns:
         self.due = math.inf  # when ``on_due`` is to be called by whoever drives then
         self.on_due: Callable[[], object] = lambda: None
         self._bell, self._bell_end = socketpair()
+        try:
+            self._selector = selectors.DefaultSelector()
+        except OSError:
+            self._bell.close()
+            self._bell_end.close()
+            raise
         self._bell.setblocking(False)
         self._bell_end.setblocking(False)
         self.watch(self._bell, selectors.EVENT_READ, self._hear_bell)

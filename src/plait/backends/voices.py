@@ -17,6 +17,8 @@ from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any
 
 from plait.backends.messages import OUTPUT_BYTES, Said, Text, Texts
+from plait.errors import NotPicklable
+from plait.foreign import attempt, is_from_outside
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -87,8 +89,13 @@ def put_out(
             text = _decode(said.data, (texts or Texts.here())[STREAMS.index(said.kind)])
             _write(said.kind, _with_prefix(text, worker) if is_prefixed else text)
         else:
-            _WAYS[said.kind](said)
-    except Exception:  # noqa: BLE001  of the user's own stream, handler or filter
+            facts, broken = attempt(pickle.loads, said.data)
+            if broken is not None:
+                raise NotPicklable.on_arrival(said.kind, broken)
+            _WAYS[said.kind](facts)
+    except Exception as error:  # of the user's own stream, handler or filter
+        if is_from_outside(error):
+            raise
         with suppress(Exception):
             import traceback
 
@@ -130,10 +137,10 @@ def _write(name: str, text: str) -> None:
             stream.flush()
 
 
-def _log(said: Said) -> None:
+def _log(facts: dict[str, Any]) -> None:
     import logging
 
-    record = logging.makeLogRecord(pickle.loads(said.data))
+    record = logging.makeLogRecord(facts)
     logger = logging.getLogger(record.name)
     if logger.isEnabledFor(record.levelno):
         logger.handle(record)
@@ -142,10 +149,9 @@ def _log(said: Said) -> None:
 _registries: dict[str, dict[Any, Any]] = {}  # by file: what was warned of already
 
 
-def _warn(said: Said) -> None:
-    facts = pickle.loads(said.data)
+def _warn(facts: dict[str, Any]) -> None:
     registry = _registries.setdefault(facts["filename"], {})
     warnings.warn_explicit(**facts, registry=registry)
 
 
-_WAYS: dict[str, Callable[[Said], None]] = {"record": _log, "warning": _warn}
+_WAYS: dict[str, Callable[[dict[str, Any]], None]] = {"record": _log, "warning": _warn}
