@@ -164,8 +164,8 @@ SLOW = (
 )
 LATE = (
     *SLOW,
-    *("datetime", "decimal", "enum", "importlib", "json", "pathlib", "pkgutil", "resource"),
-    *("signal", "threading", "traceback", "uuid"),
+    *("datetime", "decimal", "enum", "importlib", "json", "multiprocessing", "pathlib"),
+    *("pkgutil", "resource", "signal", "threading", "traceback", "uuid"),
 )
 # All that `import plait` loads, and a map that is over at once. They load the rest late.
 FRONT = ("clocks", "sentinel", "imports", "quick", "api", "")

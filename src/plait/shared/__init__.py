@@ -16,6 +16,8 @@ from plait.shared.races import checked
 from plait.shared.sync import Barrier, BoundedSemaphore, Condition, Event, Semaphore
 from plait.shared.values import Counter, Value
 
+JoinableQueue = SimpleQueue = Queue  # which is all that multiprocessing has by these names
+
 __all__ = [
     "Array",
     "Barrier",
@@ -26,6 +28,7 @@ __all__ = [
     "Dict",
     "Event",
     "Holdings",
+    "JoinableQueue",
     "LifoQueue",
     "List",
     "Lock",
@@ -36,6 +39,7 @@ __all__ = [
     "Row",
     "Semaphore",
     "ShutDown",
+    "SimpleQueue",
     "Value",
     "checked",
     "who_holds",
