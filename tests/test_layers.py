@@ -148,6 +148,7 @@ LAYERS = (
 )
 # Loaded when used: other people's slow packages, and modules that one backend alone needs.
 SLOW = (
+    "IPython",
     "asyncio",
     "click",
     "cloudpickle",

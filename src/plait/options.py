@@ -72,7 +72,8 @@ class Options:
             server. One that starts threads is not preloaded, which is told by a RuntimeWarning.
         buffersize: how many tasks may be read ahead or wait unread; "auto" keeps the
             workers busy and the memory constant.
-        progress: True for a bar on stderr, or a function of (done, total or None).
+        progress: True for a bar on stderr, or in the notebook's cell, with failures, rate and the
+            time that is left; or a function of (done, total or None).
         task_timeout: seconds that one task may take, whatever the chunk; ``"5x"`` is five
             times the median of the tasks that succeeded so far (known after 5, never below
             1 s). A process is ended (``finally`` clauses of the task run, if it lets them) and

@@ -70,9 +70,11 @@ class Report:
     def predicted_s(self) -> float | None:
         """The time of the whole call as predicted when the first choice was made; None: it was not.
 
+        Where that was made beside a first task that was not over, it is predicted when one is.
         ``wall_s`` is what came of it.
         """
-        first = self.earlier_plans[0] if self.earlier_plans else self.plan
+        plans = [*self.earlier_plans, *([self.plan] if self.plan else [])]
+        first = next((plan for plan in plans if not plan.is_guess), None)
         return None if first is None else first.predicted_s
 
     @property

@@ -28,7 +28,7 @@ from plait.host import monotonic, queued_s
 from plait.limits import Limits
 from plait.outcome import Call, Chunk, Finished, Outcome
 from plait.pilot import Machine, Pilot
-from plait.plans import Plan
+from plait.plans import Plan, with_lengths
 from plait.probe import Probe
 from plait.progress import Show, show_progress
 from plait.report import Report
@@ -287,8 +287,11 @@ class Run:
             return
         self._has_begun = True
         stack, options = self._stack, self._options
+        report = self.report  # to refer to us would be a circle
         self._show = stack.enter_context(
-            show_progress(options.progress, self._call.name, self._feed.total)
+            show_progress(
+                options.progress, self._call.name, self._feed.total, lambda: report.errors
+            )
         )
         self._started = self._started or monotonic()
         if options.timeout is not None:
@@ -414,11 +417,23 @@ class Run:
                 finished.errors.values(), self._options.slow_down_on
             ):
                 pilot.slow_down()
+        if self.plan is not None and self.plan.is_guess:
+            self._learn_lengths(self.plan, batch)
         progress = room.lane.take_progress()
         pilot.learn(batch, now := monotonic(), progress, is_full=self._feed.is_open)
         has_rest = self._feed.is_open or room.lane.left
         if pilot.is_due(now) and has_rest and not self._is_stopped:
             self._look_again(pilot, batch[-1] if batch else None, now)
+
+    def _learn_lengths(self, plan: Plan, batch: list[Finished]) -> None:
+        """Note how long tasks take, for a plan that was made before one was over."""
+        seconds = [
+            finished.seconds / len(finished.values)
+            for finished in batch
+            if finished.values and not finished.errors
+        ]
+        if seconds:
+            self.plan = self.report.plan = with_lengths(plan, seconds)
 
     def _look_again(self, pilot: Pilot, last: Finished | None, now: float) -> None:
         """Change to another plan if what was seen since speaks for it."""
