@@ -11,7 +11,7 @@ import math
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
-from inspect import GEN_CLOSED, getgeneratorstate
+from inspect import GEN_CLOSED, getgeneratorstate, signature
 from queue import Empty, SimpleQueue
 from time import process_time
 from types import TracebackType
@@ -25,6 +25,7 @@ from plait.choice import Question, decide, is_coroutine, look_ahead
 from plait.errors import RunTimeout, TaskError
 from plait.feed import Feed, Room
 from plait.host import monotonic, queued_s
+from plait.inputs import is_iterable
 from plait.limits import Limits
 from plait.outcome import Call, Chunk, Finished, Outcome
 from plait.pilot import Machine, Pilot
@@ -201,6 +202,11 @@ class Run:
             return outcomes
         read = range(first, first + places)
         return [outcome for outcome in outcomes if outcome.index not in read]
+
+    def __dir__(self) -> list[str]:
+        """Return what users call; the rest is for other modules."""
+        names = {"cancel", "outcomes", "plan", "report", "stop"}
+        return [name for name in super().__dir__() if name in names or name.startswith("__")]
 
     def __repr__(self) -> str:
         return f"<Run of {self._call.fn!r}: {self.report.tasks} done, {self.report.errors} failed>"
@@ -705,5 +711,31 @@ def _add_note(error: BaseException, call: Call, outcome: Outcome) -> None:
         f"plait: task {outcome.index}, {call.text(outcome.item)}, "
         f"attempt {outcome.attempt}, on {outcome.worker} (pid {outcome.pid})"
     )
-    if note not in getattr(error, "__notes__", ()):
-        error.add_note(note)
+    if note in getattr(error, "__notes__", ()):
+        return
+    error.add_note(note)
+    if isinstance(error, TypeError) and (hint := _hint_of_style(call, outcome.item)):
+        error.add_note(f"plait: {hint}")
+
+
+def _hint_of_style(call: Call, item: Any) -> str:
+    """Say how a function gets its arguments where map and starmap were mixed up; else nothing."""
+    if call.style == "star" and not is_iterable(item):
+        return "starmap needs a tuple of arguments for each task; map gives one argument."
+    args = item if call.style == "star" else (item,)
+    is_series = call.style != "task" and len(args) == 1 and type(args[0]) in (tuple, list)
+    if is_series and not _takes(call.fn, args) and _takes(call.fn, args[0]):
+        kind = type(args[0]).__name__
+        return (
+            f"the item is a {kind}, and map gives it as one argument. For an argument from each "
+            "part: plait.starmap(fn, items), or plait.map(fn, xs, ys) in place of zip(xs, ys)."
+        )
+    return ""
+
+
+def _takes(fn: Any, args: Any) -> bool:
+    try:
+        signature(fn).bind(*args)
+    except (TypeError, ValueError):  # it has none
+        return False
+    return True

@@ -18,6 +18,12 @@ from plait.shared.values import Counter, Value
 
 JoinableQueue = SimpleQueue = Queue  # which is all that multiprocessing has by these names
 
+
+def __dir__() -> list[str]:
+    """Return what users call."""
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})
+
+
 __all__ = [
     "Array",
     "Barrier",
