@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
+import socket
 import subprocess
 import sys
+import textwrap
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +20,9 @@ from typing import Any
 import pytest
 
 import plait
+from plait import cli_commands, cli_map
+from plait.options import BACKENDS as BACKEND_NAMES
+from plait.options import START_METHODS
 from tests.start import Program
 
 # -P: the current directory is on sys.path only if plait puts it there, as with the script.
@@ -25,7 +31,6 @@ ENVIRONMENT = {
     **{
         name: text for name, text in os.environ.items() if name not in ("FORCE_COLOR", "PYTHONPATH")
     },
-    "_TYPER_FORCE_DISABLE_TERMINAL": "1",
     "COLUMNS": "200",
 }
 BACKENDS = ("serial", "threads", "processes")
@@ -351,6 +356,78 @@ def test_arguments_may_be_json(here: Path) -> None:
 
 def test_no_lines_are_no_mistake(here: Path) -> None:
     assert values(here, "tasks:square", "--input", "-") == []
+    assert values(here, "tasks:square", "-0") == []
+
+
+def test_a_pipe_that_nobody_named_must_have_something(here: Path) -> None:
+    """Where a program has no terminal, stdin may be anything, and items may be forgotten."""
+    done = plait_map(here, "tasks:square")
+    assert done.returncode == 2
+    assert done.stderr.endswith("Standard input was empty; with --input - it may be.\n")
+    with Path(os.devnull).open() as nothing:
+        done = subprocess.run(
+            [*COMMAND, "map", "math:sqrt"], stdin=nothing, capture_output=True, text=True
+        )
+    assert done.returncode == 2
+    assert done.stderr.endswith("or with --input FILE, or pipe them in.\n")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "file", "socket"])
+def test_what_is_piped_in_is_the_input_where_no_other_is_named(here: Path, kind: str) -> None:
+    (here / "items.txt").write_text("a\nb\n")
+    ours, theirs = socket.socketpair()
+    with ours, theirs, (here / "items.txt").open() as file:
+        ours.sendall(b"a\nb\n")
+        ours.shutdown(socket.SHUT_WR)
+        stdin: Any = {"pipe": subprocess.PIPE, "file": file, "socket": theirs}[kind]
+        with Program(
+            [*COMMAND, "map", "builtins:str.upper"],
+            cwd=here,
+            env=ENVIRONMENT,
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as process:
+            results, _ = process.communicate("a\nb\n" if kind == "pipe" else None, timeout=60)
+    assert [result["value"] for result in lines(results)] == ["A", "B"]
+
+
+@pytest.mark.parametrize("named", [["x"], ["--range", "7", "7"], ["--input", "items.txt"]])
+def test_what_is_piped_in_is_left_alone_where_items_are_named(here: Path, named: list[str]) -> None:
+    (here / "items.txt").write_text("x")
+    (value,) = values(here, "builtins:repr", *named, stdin=b"a\nb\n")
+    assert value in ("'x'", "7")
+
+
+@pytest.mark.parametrize("option", ["-0", "--null"])
+def test_items_of_the_input_may_end_with_nul(here: Path, option: str) -> None:
+    names = b"a\nb\0 c \r\0\0\xff.jpg\0last"
+    found = values(here, "builtins:str", option, stdin=names)
+    assert found == ["a\nb", " c \r", "\udcff.jpg", "last"]
+    (here / "names").write_bytes(b'[1,\n2]\0"x"\0')
+    assert values(here, "builtins:len", option, "--jsonl", "--input", "names") == [2, 1]
+
+
+def test_a_broken_item_that_ends_with_nul_is_told_by_its_number(here: Path) -> None:
+    done = plait_map(here, "builtins:len", "-0", "--jsonl", stdin=b"[]\0{\0")
+    assert done.returncode == 2
+    assert done.stderr.startswith("plait: standard input, item 2, is not JSON: ")
+
+
+def test_names_from_find_arrive_as_they_are(here: Path) -> None:
+    for name in ("one\ntwo.jpg", "b.jpg"):
+        (here / name).touch()
+    command = f"find . -name '*.jpg' -print0 | {shlex.join(COMMAND)} map -0 os.path:basename"
+    done = subprocess.run(
+        ["sh", "-c", command],
+        cwd=here,
+        env=ENVIRONMENT,
+        capture_output=True,
+        timeout=60,
+        check=True,
+    )
+    found = {result["value"] for result in lines(done.stdout.decode())}
+    assert found == {"one\ntwo.jpg", "b.jpg"}
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -463,6 +540,8 @@ MISTAKES = {
     "no items": ("math:sqrt", "there are no items: name them as arguments, with --range A B, or"),
     "two sources": ("math:sqrt 4 --range 1 2", "from one source, and here are arguments and --ra"),
     "all sources": ("math:sqrt 4 --range 1 2 --input -", "are arguments and --range and --input."),
+    "null with arguments": ("math:sqrt 4 -0", "--null is for --input, or what is piped in; here"),
+    "null with a range": ("math:sqrt --range 1 2 --null", "or what is piped in; here are --range."),
     "empty range": ("math:sqrt --range 2 1", "--range 2 1 is empty: the smaller number is first."),
     "range of JSON": ("math:sqrt --range 1 2 --jsonl", "--range makes integers anyway."),
     "broken item": ("math:sqrt --jsonl x", "the argument 'x' is not JSON: Expecting value at col"),
@@ -478,7 +557,7 @@ MISTAKES = {
     "no number": ("math:sqrt 4 --chunksize x", "chunksize='x' is not allowed: chunksize must be"),
     "on error": ("math:sqrt 4 --on-error finish", "on_error must be one of 'return', 'raise'."),
     "coroutine": ("tasks:later 4 --backend threads", "'asyncio' or 'auto' for a coroutine functi"),
-    "option": ("math:sqrt 4 --workers 2", "No such option: --workers"),
+    "option": ("math:sqrt 4 --workers 2", "--workers"),
     "nothing": ("", "Missing argument 'MODULE:FUNCTION'."),
 }
 
@@ -493,7 +572,7 @@ def test_mistakes_get_a_sentence(here: Path, typed: str, sentence: str) -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert sentence in done.stderr
     assert "Traceback" not in done.stderr
-    if "Usage:" not in done.stderr:  # typer's own
+    if "Usage:" not in done.stderr:  # click's own
         assert done.stderr.startswith("plait: ")
         assert done.stderr.count("\n") == 1
 
@@ -617,8 +696,8 @@ def plait_command(*arguments: str) -> str:
 
 
 OPTIONS = """
---range --input --jsonl --backend --max-workers --chunksize --buffersize --start-method --on-error
---ordered --no-ordered --progress --no-progress --report
+--range --input --null --jsonl --backend --max-workers --chunksize --buffersize --start-method
+--on-error --ordered --no-ordered --progress --no-progress --report
 """
 
 
@@ -630,6 +709,12 @@ def test_help_explains() -> None:
         assert f" {option} " in text
 
 
+def test_option_values_in_the_help_are_those_of_the_options() -> None:
+    assert cli_commands._BACKENDS == BACKEND_NAMES
+    assert cli_commands._START_METHODS == START_METHODS
+    assert cli_commands._ON_ERROR == cli_map.ON_ERROR
+
+
 def test_plait_alone_shows_help() -> None:
     assert plait_command() == plait_command("--help")
     assert "Call a function with every item" in plait_command()
@@ -637,6 +722,88 @@ def test_plait_alone_shows_help() -> None:
 
 def test_version() -> None:
     assert plait_command("--version") == f"plait {plait.__version__}\n"
+    cli_main = [sys.executable, "-c", "from plait.cli_commands import *; run_command_line()"]
+    done = subprocess.run([*cli_main, "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"plait {plait.__version__}\n"  # as click says it
+
+
+SLOW = {"asyncio", "cloudpickle", "numpy", "psutil", "pydantic", "rich", "typer", "logging"}
+RUNS = {"plait.calls", "plait.runs"}
+
+
+@pytest.mark.parametrize(
+    ("typed", "others"),
+    [
+        ("--version", {"click", "typing", "inspect", "json", *RUNS}),
+        ("--help", {"json", *RUNS}),
+        ("map --help", {"json", *RUNS}),
+        ("map math:factorial --range 1 10", {"pathlib", "socket", "subprocess"}),
+    ],
+)
+def test_a_command_loads_no_more_than_it_needs(typed: str, others: set[str]) -> None:
+    """What is slow to load makes every command slow to start."""
+    program = """
+        import sys
+        before = set(sys.modules)
+        from plait.cli import main
+        try:
+            main()
+        finally:
+            print(*set(sys.modules) - before, file=sys.stderr)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program), *typed.split()],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    loaded = set(done.stderr.split())
+    assert loaded & (SLOW | others) == set()
+    assert len(loaded) <= (15 if typed == "--version" else 180)
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ("plait ", {"map", "plan", "sweep"}),
+        ("plait map --max", {"--max-workers", "--max-tasks-per-child"}),
+        ("plait map math:sqrt --backend p", {"processes"}),
+        ("plait sweep math:sqrt --j", {"--jsonl", "--json"}),
+    ],
+)
+def test_a_shell_completes_what_is_typed(typed: str, expected: set[str]) -> None:
+    words = typed.split(" ")
+    environment = {
+        **ENVIRONMENT,
+        "_PLAIT_COMPLETE": "bash_complete",
+        "COMP_WORDS": typed,
+        "COMP_CWORD": str(len(words) - 1),
+    }
+    done = subprocess.run(COMMAND, env=environment, capture_output=True, text=True, check=True)
+    assert {line.partition(",")[2] for line in done.stdout.splitlines()} == expected
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_are_told_how_to_complete(shell: str) -> None:
+    environment = {**ENVIRONMENT, "_PLAIT_COMPLETE": f"{shell}_source"}
+    done = subprocess.run(COMMAND, env=environment, capture_output=True, text=True, check=True)
+    assert f"_PLAIT_COMPLETE={shell}_complete" in done.stdout
+
+
+def test_help_that_nobody_reads_to_its_end_is_no_mistake() -> None:
+    with Program(
+        [*COMMAND, "map", "--help"],
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
 
 
 @pytest.mark.parametrize("option", ["by default", "--no-progress"])

@@ -143,11 +143,15 @@ LAYERS = (
     "json_lines",
     "cli_plan",
     "cli_sweep",
+    "cli_map",
+    "cli_commands",
     "cli",
 )
 # Loaded when used: other people's slow packages, and modules that one backend alone needs.
 SLOW = (
+    "IPython",
     "asyncio",
+    "click",
     "cloudpickle",
     "ctypes",
     "difflib",
@@ -159,14 +163,16 @@ SLOW = (
     "rich",
     "tempfile",
     "threadpoolctl",
-    "typer",
 )
 LATE = (
-    *(*SLOW, "importlib", "json", "opcode", "pkgutil", "resource", "select", "signal", "threading"),
-    "traceback",
+    *SLOW,
+    *("datetime", "decimal", "enum", "importlib", "json", "multiprocessing", "opcode", "pathlib"),
+    *("pkgutil", "resource", "select", "signal", "threading", "traceback", "uuid"),
 )
 # All that `import plait` loads, and a map that is over at once. They load the rest late.
 FRONT = ("clocks", "sentinel", "imports", "quick", "api", "")
+# What starts a command: no more of plait than that needs.
+COMMANDS = ("cli", "cli_commands")
 LIGHT = ("__future__", "_contextvars", "_queue", "gc", "itertools", "os", "time", "types")
 ROOT = Path(plait.__file__).parent
 
@@ -214,7 +220,7 @@ def test_imports_inside_functions_are_slow_or_optional_ones() -> None:
                 else:
                     continue
                 is_ours = module.startswith(
-                    "plait." if module_name(path) in FRONT else "plait.backends."
+                    "plait." if module_name(path) in (*FRONT, *COMMANDS) else "plait.backends."
                 )
                 assert is_ours or module.partition(".")[0] in LATE, (path.name, module)
 

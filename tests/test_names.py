@@ -49,7 +49,7 @@ print(json.dumps([listed, before, sorted(names), after]))
 def test_in_a_fresh_program_names_come_one_by_one_and_stay(run_python: Any) -> None:
     listed, before, starred, after = map(set, json.loads(run_python("-c", FRESH).stdout))
     public = set(plait.__all__)
-    assert public <= listed
+    assert {name for name in listed if not name.startswith("_")} == public - {"__version__"}
     assert not {"Executor", "Options", "WorkerDied", "errors"} & before
     assert public <= starred
     assert public <= after
@@ -69,6 +69,19 @@ def test_in_a_fresh_program_names_come_one_by_one_and_stay(run_python: Any) -> N
 def test_names_of_a_fresh_program_are_the_right_ones(code: str, run_python: Any) -> None:
     done = run_python("-W", "error", "-c", code)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_dir_shows_what_users_call_and_nothing_else() -> None:
+    import plait.calls  # and whatever else is loaded
+
+    names = {name for name in dir(plait) if not name.startswith("_")}
+    assert names == set(plait.__all__) - {"__version__"}
+    assert {name for name in dir(plait.shared) if name[0] != "_"} == set(plait.shared.__all__)
+    with plait.run(abs, [1]) as run:
+        shown = [name for name in dir(run) if not name.startswith("_")]
+        assert shown == ["cancel", "outcomes", "plan", "report", "stop"]
+        assert all(hasattr(run, name) for name in dir(run))
+        assert "__iter__" in dir(run)
 
 
 def test_a_wrong_name_is_an_attribute_error() -> None:

@@ -410,3 +410,15 @@ def test_the_report_sets_the_prediction_beside_the_time() -> None:
     assert run.plan is not None
     assert run.report.predicted_s == run.plan.predicted_s
     assert f"(predicted: {run.report.predicted_s:.3f} s)" in str(run.report)
+
+
+def test_a_report_is_a_table_in_a_notebook() -> None:
+    run = plait.run(lambda x: 1 / x, [1, 0], backend="serial")
+    list(run)
+    html = run.report._repr_html_()
+    assert html.count("<tr>") == 6
+    assert "<td>tasks</td><td>2 done, 1 of them with an error</td>" in html
+    for line in str(run.report).splitlines():
+        name, text = line[:10].strip(), line[10:]
+        assert f"<td>{name}</td><td>{text}</td>" in html
+    assert "<td>plan</td><td>not decided</td>" in plait.Report()._repr_html_()

@@ -131,4 +131,5 @@ if not TYPE_CHECKING:  # or type checkers would believe in any name
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    """Return what users call."""
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})

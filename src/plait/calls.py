@@ -13,7 +13,7 @@ from plait.beside import LongTask
 from plait.choice import is_coroutine
 from plait.errors import OptionError
 from plait.foreign import attempt
-from plait.inputs import can_slice, rest_of
+from plait.inputs import can_slice, is_iterable, rest_of
 from plait.options import Options
 from plait.outcome import Call
 from plait.preload import check_preload
@@ -146,7 +146,7 @@ def prepare(
 ) -> Run:
     """Make a Run over the items, the tuples of items if there are several iterables."""
     for place, iterable in enumerate(iterables, 1):
-        if not isinstance(iterable, Iterable):
+        if not is_iterable(iterable):
             raise TypeError(f"the {_nth(place)} input is no iterable but {type(iterable).__name__}")
     if not iterables:
         raise TypeError("plait needs at least one iterable of items")

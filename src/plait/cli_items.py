@@ -7,21 +7,20 @@ it is told in one sentence that says how, as a UsageError, and never as a traceb
 from __future__ import annotations
 
 import codecs
-import difflib
 import glob
 import importlib
 import json
 import os
+import stat
 import sys
-import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from plait.outcome import short
 
-__all__ = ["UsageError", "load_function", "open_items"]
+__all__ = ["Source", "UsageError", "load_function"]
 
 
 class UsageError(Exception):
@@ -61,7 +60,7 @@ def _with_colon(target: str) -> str:
 
 
 def _look_here_first() -> None:
-    here = str(Path.cwd())
+    here = os.getcwd()  # noqa: PTH109  pathlib takes a while to load
     if sys.path[:1] != [here]:
         sys.path.insert(0, here)
 
@@ -80,6 +79,8 @@ def _import(name: str) -> Any:
 
 
 def _without_suffix(name: str) -> str:
+    from pathlib import Path
+
     parts = Path(name.removesuffix(".py")).parts
     if not name.endswith(".py") or not all(part.isidentifier() for part in parts):
         return ""
@@ -87,6 +88,8 @@ def _without_suffix(name: str) -> str:
 
 
 def _no_module(name: str, missing: str) -> UsageError:
+    from pathlib import Path
+
     part = "" if name == missing else f" ({missing} is missing)"
     return UsageError(
         f"there is no module {name}{part}, neither in {Path.cwd()} nor where packages are "
@@ -101,6 +104,8 @@ def _failed_import(name: str, error: BaseException) -> UsageError:
             f"the module {name} was found, but it imports {error.name}, which was not: "
             f"install it, or correct the name ({place})."
         )
+    import traceback
+
     text = traceback.format_exception_only(type(error), error)[-1].strip()
     return UsageError(f"the module {name} raised an error while it was imported: {text} ({place}).")
 
@@ -109,6 +114,9 @@ def _place(error: BaseException) -> str:
     """Say where it was raised: the last line of the user's own files, if there is one."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}, line {error.lineno}"
+    import traceback
+    from pathlib import Path
+
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
@@ -130,6 +138,8 @@ def _get(owner: Any, name: str, done: str) -> Any:
     try:
         return getattr(owner, name)
     except AttributeError:
+        import difflib
+
         close = [
             other
             for other in difflib.get_close_matches(name, dir(owner), n=5)
@@ -142,61 +152,116 @@ def _get(owner: Any, name: str, done: str) -> Any:
 # --- The items ---------------------------------------------------------------------------
 
 PATTERN = frozenset("*?[")
+NO_ITEMS = (
+    "there are no items: name them as arguments, with --range A B, or with --input FILE, "
+    "or pipe them in."
+)
 
 
-@contextmanager
-def open_items(
-    given: list[str], bounds: tuple[int, int] | None, source: str | None, *, jsonl: bool
-) -> Iterator[Iterable[Any]]:
-    """Open the one source of items that was named.
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where the items come from.
 
-    Args:
+    Attributes:
         given: arguments; those that are patterns of existing files stand for these.
         bounds: first and last of a range of integers.
-        source: a file with one item on each line, or ``-`` for standard input. It is
+        input: a file with one item on each line, or ``-`` for standard input. It is
             read as far as it is needed, so it may be endless.
-        jsonl: arguments and lines are JSON values, not text.
+        null: items of the input end with a NUL, not with a line.
+        jsonl: arguments and items of the input are JSON values, not text.
+        is_guessed: nothing says that there is an input, but something is piped in.
     """
-    _check_sources(given, bounds, source, jsonl=jsonl)
-    if bounds is not None:
-        yield range(bounds[0], bounds[1] + 1)
-    elif source is None:
-        yield [_parse_argument(item) for item in given] if jsonl else _expand(given)
-    else:
-        with _open(source) as fd:
-            yield _read(fd, "standard input" if source == "-" else source, jsonl=jsonl)
+
+    given: tuple[str, ...]
+    bounds: tuple[int, int] | None
+    input: str | None
+    null: bool
+    jsonl: bool
+    is_guessed: bool
+
+    @classmethod
+    def of(cls, typed: dict[str, Any]) -> Source:
+        """Take it out of what was typed: what is piped in is the input if no other is named."""
+        given, bounds, file = (typed.pop(name) for name in ("items", "range_", "input_"))
+        null, jsonl = typed.pop("null"), typed.pop("jsonl")
+        is_input = not given and bounds is None and file is None and _is_piped()
+        if is_input:
+            file = "-"
+        return cls(given, bounds, file, null, jsonl, is_guessed=is_input and not null)
+
+    @contextmanager
+    def open(self) -> Iterator[Iterable[Any]]:
+        """Open the one source that was named, and give its items."""
+        self._check()
+        if self.bounds is not None:
+            yield range(self.bounds[0], self.bounds[1] + 1)
+        elif self.input is None:
+            yield [_parse_argument(item) for item in self.given] if self.jsonl else self._expand()
+        else:
+            with _open(self.input) as fd:
+                yield self._read(fd, "standard input" if self.input == "-" else self.input)
+
+    def _check(self) -> None:
+        there = {
+            "arguments": bool(self.given),
+            "--range": self.bounds is not None,
+            "--input": self.input is not None,
+        }
+        named = [name for name, is_there in there.items() if is_there]
+        if not named:
+            raise UsageError(NO_ITEMS)
+        if len(named) > 1:
+            raise UsageError(f"items come from one source, and here are {' and '.join(named)}.")
+        if self.null and self.input is None:
+            raise UsageError(f"--null is for --input, or what is piped in; here are {named[0]}.")
+        if self.bounds is None:
+            return
+        first, last = self.bounds
+        if self.jsonl:
+            raise UsageError("--jsonl is for arguments and --input; --range makes integers anyway.")
+        if first > last:
+            raise UsageError(f"--range {first} {last} is empty: the smaller number is first.")
+
+    def _expand(self) -> list[str]:
+        """Replace patterns by the files that they match.
+
+        A shell has done it where the pattern was not in quotes, so a name that exists is
+        meant as it stands, even if it looks like a pattern: ``photo[1].jpg``.
+        """
+        items: list[str] = []
+        for item in self.given:
+            is_pattern = not PATTERN.isdisjoint(item) and not os.path.lexists(item)
+            matches = glob.glob(item, recursive=True) if is_pattern else []  # noqa: PTH207  as a shell
+            items += sorted(matches) or [item]
+        return items
+
+    def _read(self, fd: int, name: str) -> Iterator[Any]:
+        """Yield the items of a file, one by one."""
+        end = b"\0" if self.null else b"\n"
+        number = 0
+        try:
+            for number, line in enumerate(_pieces(fd, end), 1):
+                # Names of files need not be UTF-8, and can be read all the same.
+                piece = line if self.null else line.removesuffix(b"\r")
+                text = piece.decode("utf-8", "surrogateescape")
+                if self.jsonl and text.strip():
+                    place = f"{name}, {'item' if self.null else 'line'} {number},"
+                    yield _parse(text, place)
+                elif text and not self.jsonl:
+                    yield text
+        except OSError as error:
+            raise _unreadable(name, error) from None
+        if self.is_guessed and not number:
+            raise UsageError(f"{NO_ITEMS} Standard input was empty; with --input - it may be.")
 
 
-def _check_sources(
-    given: list[str], bounds: tuple[int, int] | None, source: str | None, *, jsonl: bool
-) -> None:
-    there = {"arguments": bool(given), "--range": bounds is not None, "--input": source is not None}
-    named = [name for name, is_there in there.items() if is_there]
-    if not named:
-        raise UsageError(
-            "there are no items: name them as arguments, with --range A B, or with --input FILE "
-            "(--input - reads standard input)."
-        )
-    if len(named) > 1:
-        raise UsageError(f"items come from one source, and here are {' and '.join(named)}.")
-    if bounds is not None and jsonl:
-        raise UsageError("--jsonl is for arguments and --input; --range makes integers anyway.")
-    if bounds is not None and bounds[0] > bounds[1]:
-        raise UsageError(f"--range {bounds[0]} {bounds[1]} is empty: the smaller number is first.")
-
-
-def _expand(given: list[str]) -> list[str]:
-    """Replace patterns by the files that they match.
-
-    A shell has done it where the pattern was not in quotes, so a name that exists is
-    meant as it stands, even if it looks like a pattern: ``photo[1].jpg``.
-    """
-    items: list[str] = []
-    for item in given:
-        is_pattern = not PATTERN.isdisjoint(item) and not os.path.lexists(item)
-        matches = glob.glob(item, recursive=True) if is_pattern else []  # noqa: PTH207  as a shell
-        items += sorted(matches) or [item]
-    return items
+def _is_piped() -> bool:
+    """Whether standard input is a pipe, a socket or a file: nobody types there."""
+    try:
+        mode = os.fstat(0).st_mode
+    except OSError:  # it is closed
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or stat.S_ISREG(mode)
 
 
 def _parse_argument(item: str) -> Any:
@@ -237,28 +302,14 @@ def _unreadable(source: str, error: OSError) -> UsageError:
     return UsageError(f"{name} cannot be read: {error.strerror or error}.")
 
 
-def _read(fd: int, name: str, *, jsonl: bool) -> Iterator[Any]:
-    """Yield the items of a file, line by line."""
-    try:
-        for number, line in enumerate(_lines(fd), 1):
-            # Names of files need not be UTF-8, and can be read all the same.
-            text = line.removesuffix(b"\r").decode("utf-8", "surrogateescape")
-            if jsonl and text.strip():
-                yield _parse(text, f"{name}, line {number},")
-            elif text and not jsonl:
-                yield text
-    except OSError as error:
-        raise _unreadable(name, error) from None
-
-
-def _lines(fd: int) -> Iterator[bytes]:
-    """Yield lines without their ends, as soon as they are there."""
-    begun: list[bytes] = []  # the pieces of a line whose end has not come
+def _pieces(fd: int, end: bytes) -> Iterator[bytes]:
+    """Yield lines, or what else an ``end`` ends, without it, as soon as they are there."""
+    begun: list[bytes] = []  # the parts of a line whose end has not come
     is_first = True
     while data := os.read(fd, 1 << 16):
         if is_first:
             data, is_first = data.removeprefix(codecs.BOM_UTF8), False
-        *whole, rest = data.split(b"\n")
+        *whole, rest = data.split(end)
         if whole:
             yield b"".join([*begun, whole[0]])
             yield from whole[1:]

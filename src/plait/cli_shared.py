@@ -1,4 +1,4 @@
-"""What the commands share: the arguments for function and items, numbers, stdout, exit codes.
+"""What the commands share: numbers, stdout, exit codes, signals.
 
 stdout is for results. While a command runs, file descriptor 1 leads to stderr, for this process
 and for all that it starts, and only plait itself writes to what stdout was before.
@@ -6,18 +6,16 @@ and for all that it starts, and only plait itself writes to what stdout was befo
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
-import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
-from functools import partial
-from typing import Annotated, Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
-import typer
-
+from plait.bare import socketpair
 from plait.cli_items import UsageError
 from plait.errors import OptionError, PlaitError, UnknownOption
 from plait.wire_errors import traceback_text
@@ -26,12 +24,7 @@ __all__ = [
     "FAILED",
     "INTERRUPTED",
     "USAGE",
-    "Function",
-    "Input",
-    "Items",
-    "Jsonl",
     "OutputError",
-    "Range",
     "exit_codes",
     "hearing_signals",
     "leave",
@@ -48,23 +41,6 @@ FAILED, USAGE, INTERRUPTED = 1, 2, 128 + signal.SIGINT
 CLOSED_PIPE = 128 + 13  # what a shell shows for a program that SIGPIPE ended
 END = b"\0"  # no signal has this number
 SHOW_CURSOR = "\x1b[?25h"  # a progress bar hides it
-
-# --- The function and the items, as arguments --------------------------------------------
-
-_FUNCTION_HELP = "Where to find it, for example math:sqrt or images:Photo.open."
-_ITEM_HELP = "The items. Patterns like '*.jpg' stand for the files that they match."
-_RANGE_HELP = "The integers from A to B, both included."
-_INPUT_HELP = "A file with one item on each line; - is standard input."
-_JSONL_HELP = "Items are JSON values: 4 is a number, [1, 2] a list."
-
-_Source = partial(typer.Option, rich_help_panel="Items, from one of three sources")
-
-Function = Annotated[str, typer.Argument(metavar="MODULE:FUNCTION", help=_FUNCTION_HELP)]
-Items = Annotated[list[str] | None, typer.Argument(metavar="ITEM", help=_ITEM_HELP)]
-Range = Annotated[tuple[int, int] | None, _Source("--range", metavar="A B", help=_RANGE_HELP)]
-Input = Annotated[str | None, _Source("--input", metavar="FILE", help=_INPUT_HELP)]
-Jsonl = Annotated[bool, _Source("--jsonl", help=_JSONL_HELP)]
-
 
 # --- Numbers -----------------------------------------------------------------------------
 
@@ -139,6 +115,7 @@ def take_stdout() -> Iterator[BinaryIO]:
 @contextmanager
 def exit_codes() -> Iterator[None]:
     """Turn what ends the command into a sentence on stderr and an exit code."""
+    gc.enable()  # cli.py disabled it while modules were loaded
     try:
         yield
     except (UsageError, OptionError, UnknownOption) as error:
@@ -147,7 +124,7 @@ def exit_codes() -> Iterator[None]:
         leave(FAILED, str(error))
     except OutputError as error:
         if error.is_closed_pipe:  # as with "| head": no mistake, and nothing to say
-            raise typer.Exit(CLOSED_PIPE) from None
+            sys.exit(CLOSED_PIPE)
         leave(FAILED, str(error))
     except KeyboardInterrupt:
         leave(INTERRUPTED, "interrupted")
@@ -156,7 +133,7 @@ def exit_codes() -> Iterator[None]:
 def leave(code: int, text: str) -> NoReturn:
     """End the command, with a sentence on stderr."""
     say(f"plait: {text}")
-    raise typer.Exit(code)
+    sys.exit(code)
 
 
 def say(text: str) -> None:
@@ -185,7 +162,7 @@ def hearing_signals(wake: Callable[[int], object]) -> Iterator[None]:
     writes to the wakeup file then is seen by a thread, which calls ``wake`` with the signal's
     number, to wake the main thread.
     """
-    reader, writer = socket.socketpair()
+    reader, writer = socketpair()
     writer.setblocking(False)
 
     def listen() -> None:

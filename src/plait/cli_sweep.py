@@ -10,22 +10,14 @@ import signal
 import sys
 import threading
 import time
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
-
-import typer
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import plait
-from plait.cli_items import UsageError, load_function, open_items
+from plait.cli_items import Source, UsageError, load_function
 from plait.cli_shared import (
     INTERRUPTED,
-    Function,
-    Input,
-    Items,
-    Jsonl,
     OutputError,
-    Range,
     exit_codes,
     hearing_signals,
     leave_for_task,
@@ -42,77 +34,31 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from types import FrameType
 
-__all__ = ["add_to"]
+__all__ = ["run_sweep"]
 
 FIRST_PAUSE_S, MOST_PAUSE_S = 0.005, 1.0
 """Between two attempts to wake the main thread."""
 
-# In a paragraph that begins with \b every release of typer keeps the lines as they are.
-HELP = """\
-Run a function over items with pools of many sizes, and say which one pays.
-
-For each backend and size a pool is opened, does the whole work and is closed, again and \
-again, in turns with the plain loop. So name no more items than take a second or two.
-
-FUNCTION and items are as for plait map. The table of times goes to stdout.
-
-\bExamples:
-  plait sweep tools:square --range 1 1000 --sizes 2,4,8
-  plait sweep pages:parse 'pages/*.html' --backends processes --plot sweep.png
-  plait sweep pages:fetch --input urls.txt --backends threads --sizes 4,16,64 --json -
-"""
-EPILOG = """\
-Exit codes: 0 all well, 1 a task failed, 2 wrong usage, 130 interrupted. \
-Ctrl-C ends it when threads have finished what they run; Ctrl-C again ends it at once.
-"""
 STDOUT = "-"
 
-_Work = partial(typer.Option, rich_help_panel="What is compared")
-_Output = partial(typer.Option, rich_help_panel="What is shown")
 
-_BACKENDS_HELP = "threads, processes, asyncio; a coroutine function is for asyncio."
-_SIZES_HELP = "Numbers of workers; three or more above 1 show a law of scaling."
-_REPEATS_HELP = "How often each is measured; one round more goes before and does not count."
-_CHUNK_HELP = "Tasks sent together."
-_PLOT_HELP = "Draw throughput by size into a .png or .svg file; needs plait\\[plot]."
-_JSON_HELP = "Write all times, of each round too, as JSON; - is stdout, in place of the table."
-_PROGRESS_HELP = "A bar on stderr; by default where that is a terminal."
-
-
-def add_to(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("sweep", help=HELP, epilog=EPILOG)(_sweep)
-
-
-def _sweep(
-    function: Function,
-    items: Items = None,
-    *,
-    range_: Range = None,
-    input_: Input = None,
-    jsonl: Jsonl = False,
-    backends: Annotated[str, _Work(metavar="NAME,...", help=_BACKENDS_HELP)] = "threads,processes",
-    sizes: Annotated[str, _Work(metavar="N,...", help=_SIZES_HELP)] = "1,2,4,8",
-    repeats: Annotated[str, _Work(metavar="N", help=_REPEATS_HELP)] = "5",
-    chunksize: Annotated[str, _Work(metavar="N|auto", help=_CHUNK_HELP)] = "auto",
-    plot: Annotated[str | None, _Output(metavar="FILE", help=_PLOT_HELP)] = None,
-    json: Annotated[str | None, _Output("--json", metavar="FILE|-", help=_JSON_HELP)] = None,
-    progress: Annotated[
-        bool | None, _Output("--progress/--no-progress", help=_PROGRESS_HELP)
-    ] = None,
-) -> None:
+def run_sweep(typed: dict[str, Any]) -> int:
+    """Do what was typed, and return the exit code."""
+    progress, plot, json = typed["progress"], typed["plot"], typed["json_"]
     given = {
-        "backends": backends.split(","),
-        "sizes": _listed(read_numbers(sizes)),
-        "repeats": read_number(repeats),
-        "chunksize": read_number(chunksize),
+        "backends": typed["backends"].split(","),
+        "sizes": _listed(read_numbers(typed["sizes"])),
+        "repeats": read_number(typed["repeats"]),
+        "chunksize": read_number(typed["chunksize"]),
         "progress": _is_terminal() if progress is None else progress,
     }
     with exit_codes(), take_stdout() as out, hearing_signals(_CtrlC().hear):
         _check_files(plot, json)
-        with open_items(items or [], range_, input_, jsonl=jsonl) as source:
-            swept = _run(load_function(function), source, given, jsonl=jsonl)
+        source = Source.of(typed)
+        with source.open() as items:
+            swept = _run(load_function(typed["function"]), items, given, jsonl=source.jsonl)
         _put_out(swept, out, plot, json)
+        return 0
 
 
 class _CtrlC:
@@ -181,9 +127,9 @@ def _check_files(plot: str | None, json: str | None) -> None:
 
 
 def _run(
-    fn: Callable[..., Any], source: Iterable[Any], given: dict[str, Any], *, jsonl: bool
+    fn: Callable[..., Any], items: Iterable[Any], given: dict[str, Any], *, jsonl: bool
 ) -> plait.Sweep:
-    stored = list(source) if not isinstance(source, range) else source
+    stored = list(items) if not isinstance(items, range) else items
     if not len(stored):
         raise UsageError("there are no items: the input is empty.")
     try:

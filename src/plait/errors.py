@@ -55,8 +55,9 @@ class PlaitError(Exception):
 class OptionError(PlaitError, ValueError):
     """An option has a value that it cannot have. Raised before any work starts."""
 
-    def __init__(self, option: str, value: object, allowed: str) -> None:
-        super().__init__(f"{option}={value!r} is not allowed: {option} must be {allowed}.")
+    def __init__(self, option: str, value: object, allowed: str, hint: str = "") -> None:
+        text = f"{option}={value!r} is not allowed: {option} must be {allowed}."
+        super().__init__(f"{text} {hint}" if hint else text)
         self.option = option
         self.allowed = allowed
 
@@ -64,8 +65,8 @@ class OptionError(PlaitError, ValueError):
 class UnknownOption(PlaitError, TypeError):
     """There is no option of that name. Raised before any work starts."""
 
-    def __init__(self, option: str, hint: str) -> None:
-        super().__init__(f"plait has no option {option!r}. {hint}")
+    def __init__(self, option: str, hint: str, where: str = "plait") -> None:
+        super().__init__(f"{where} has no option {option!r}. {hint}")
         self.option = option
 
 

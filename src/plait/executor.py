@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import replace
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Never, TypeVar
 
 from plait.backends import open_backend
 from plait.backends.contract import Setting
@@ -25,7 +25,7 @@ from plait.futures import CallDesk, Desk, LaneDesk, PlaitFuture, closed_error
 from plait.host import cpu_count, monotonic
 from plait.limits import Limits
 from plait.model import Facts
-from plait.options import Options
+from plait.options import Options, refuse_names
 from plait.outcome import Call
 from plait.plans import choose
 from plait.preload import check_preload
@@ -84,20 +84,21 @@ class Executor(concurrent.futures.Executor):
         max_tasks_per_child: int | None = None,
         task_timeout: float | str | None = None,
         memory_limit: int | str | None = None,
+        **unknown: Never,
     ) -> None:
-        self.options = Options.of(
-            {
-                "backend": backend,
-                "max_workers": max_workers,
-                "initializer": initializer,
-                "initargs": initargs,
-                "start_method": start_method,
-                "preload": preload,
-                "max_tasks_per_child": max_tasks_per_child,
-                "task_timeout": task_timeout,
-                "memory_limit": memory_limit,
-            }
-        )
+        given = {
+            "max_workers": max_workers,
+            "backend": backend,
+            "initializer": initializer,
+            "initargs": initargs,
+            "start_method": start_method,
+            "preload": preload,
+            "max_tasks_per_child": max_tasks_per_child,
+            "task_timeout": task_timeout,
+            "memory_limit": memory_limit,
+        }
+        refuse_names(unknown, "plait.Executor", given)
+        self.options = Options.of(given)
         check_preload(preload)
         if self.options.backend == "auto":
             allowed = "'threads', 'processes', 'asyncio' or 'serial'; only map() can measure first"

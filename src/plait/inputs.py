@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
 from queue import Empty, SimpleQueue
@@ -18,7 +18,16 @@ from typing import Any, Protocol, cast
 
 from plait.host import monotonic
 
-__all__ = ["DirectInput", "Input", "SlicedInput", "Span", "ThreadedInput", "can_slice", "rest_of"]
+__all__ = [
+    "DirectInput",
+    "Input",
+    "SlicedInput",
+    "Span",
+    "ThreadedInput",
+    "can_slice",
+    "is_iterable",
+    "rest_of",
+]
 
 READ_S = 0.005
 """Reading this long at a time; then it is looked whether something finished."""
@@ -122,6 +131,14 @@ class DirectInput:
     def close(self) -> None:
         """Read no more."""
         self.has_ended = True
+
+
+def is_iterable(items: object) -> bool:
+    """Whether Python's ``iter`` takes it: also what has ``__getitem__`` alone.
+
+    It is not tried: what an ``__iter__`` does, it is to do once.
+    """
+    return isinstance(items, Iterable) or hasattr(type(items), "__getitem__")
 
 
 def can_slice(items: object) -> bool:

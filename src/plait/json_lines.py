@@ -13,12 +13,8 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from datetime import date, time
-from decimal import Decimal
-from enum import Enum
-from pathlib import PurePath
+from functools import cache
 from typing import TYPE_CHECKING, Any
-from uuid import UUID
 
 from plait.errors import RemoteError, RemoteTraceback
 from plait.outcome import short
@@ -96,7 +92,7 @@ def _plain(value: object) -> Any:
 
 
 def _convert(value: Any) -> Any:
-    for kinds, convert in CONVERSIONS.items():
+    for kinds, convert in _conversions().items():
         if isinstance(value, kinds):
             return convert(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -113,14 +109,24 @@ def _sorted(values: Iterable[Any]) -> list[Any]:
         return sorted(values, key=repr)
 
 
-CONVERSIONS: dict[type | tuple[type, ...], Callable[[Any], Any]] = {
-    PurePath: str,
-    (set, frozenset): _sorted,
-    Mapping: dict,
-    Enum: lambda member: member.value,
-    (date, time): lambda moment: moment.isoformat(),
-    (Decimal, UUID): str,
-}
+@cache
+def _conversions() -> dict[type | tuple[type, ...], Callable[[Any], Any]]:
+    # Most results are plain, and these take a while to load.
+    from datetime import date, time
+    from decimal import Decimal
+    from enum import Enum
+    from pathlib import PurePath
+    from uuid import UUID
+
+    return {
+        PurePath: str,
+        (set, frozenset): _sorted,
+        Mapping: dict,
+        Enum: lambda member: member.value,
+        (date, time): lambda moment: moment.isoformat(),
+        (Decimal, UUID): str,
+    }
+
 
 # A key or a NaN that JSON does not have, a circle, a huge number, a nest too deep.
 UNENCODABLE = (TypeError, ValueError, RecursionError)

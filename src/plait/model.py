@@ -107,6 +107,8 @@ class Sample(NamedTuple):
         nbytes: of an item and its result, where they travel.
         carry_s: what it takes to pickle and unpickle them.
         memory_bytes: what a task needs while it runs.
+        so_far_s: for how long a task had run that was not over then, in seconds: ``task_s`` is a
+            guess. None: it is known.
     """
 
     tasks: int
@@ -120,6 +122,7 @@ class Sample(NamedTuple):
     carry_s: float = 0.0
     memory_bytes: float = 0.0
     one_cpu_s: float | None = None
+    so_far_s: float | None = None
 
     @property
     def in_worker(self) -> Sample:

@@ -7,13 +7,21 @@ option: a field here, a line in CHECKS, a line in OptionArgs.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, Protocol, TypedDict
 
 from plait.errors import OptionError, UnknownOption
 
-__all__ = ["BACKENDS", "ON_ERROR", "START_METHODS", "ErrorFilter", "OptionArgs", "Options"]
+__all__ = [
+    "BACKENDS",
+    "ON_ERROR",
+    "START_METHODS",
+    "ErrorFilter",
+    "OptionArgs",
+    "Options",
+    "refuse_names",
+]
 
 BACKENDS = ("auto", "serial", "threads", "processes", "asyncio")
 ON_ERROR = ("raise", "finish", "return")
@@ -83,7 +91,8 @@ class Options:
             server. One that starts threads is not preloaded, which is told by a RuntimeWarning.
         buffersize: how many tasks may be read ahead or wait unread; "auto" keeps the
             workers busy and the memory constant.
-        progress: True for a bar on stderr, or a function of (done, total or None).
+        progress: True for a bar on stderr, or in the notebook's cell, with failures, rate and the
+            time that is left; or a function of (done, total or None).
         task_timeout: seconds that one task may take, whatever the chunk; ``"5x"`` is five
             times the median of the tasks that succeeded so far (known after 5, never below
             1 s). A process is ended (``finally`` clauses of the task run, if it lets them) and
@@ -147,7 +156,7 @@ class Options:
                 raise UnknownOption(name, _hint(name, value))
             allowed = CHECKS[name](value)
             if allowed is not None:
-                raise OptionError(name, value, allowed)
+                raise OptionError(name, value, allowed, _hint_for_value(name, value))
         executor = given.get("executor")
         options = cls(**(given if executor is None else _with_executor(given, executor.options)))
         for name in FOR_PROCESSES:
@@ -337,6 +346,12 @@ FOR_PROCESSES = ("memory_limit", "max_tasks_per_child")
 FOREIGN = {
     "n_jobs": "max_workers",
     "n_workers": "max_workers",
+    "n_threads": "max_workers",
+    "n_processes": "max_workers",
+    "num_cpus": "max_workers",
+    "num_processes": "max_workers",
+    "num_threads": "max_workers",
+    "max_processes": "max_workers",
     "num_workers": "max_workers",
     "nprocs": "max_workers",
     "processes": "max_workers",
@@ -375,6 +390,13 @@ FOREIGN = {
     "maxtasksperchild": "max_tasks_per_child",
     "max_retries": "retries",
     "retry": "retries",
+    "on_failure": "on_error",
+    "errors": "on_error",
+    "attempts": "retries",
+    "tries": "retries",
+    "delay": "backoff",
+    "retry_delay": "backoff",
+    "max_tasks": "max_tasks_per_child",
     "throttle_on": "slow_down_on",
     "backoff_on": "slow_down_on",
     "overload_on": "slow_down_on",
@@ -383,21 +405,97 @@ FOREIGN = {
     "prefix": "prefix_output",
 }
 
+# For what has no single word here; a word in FOREIGN comes first.
+SENTENCES = {
+    "rate_limit": "Bound how many tasks run at once with max_workers.",
+    "seed": "plait draws no numbers: give each task a seed of its own with its item.",
+    "random_state": "plait draws no numbers: give each task a seed of its own with its item.",
+    "executor": "An executor has a map of its own: executor.map(fn, items).",
+}
+ALL_CPUS = "Leave it out to have as many as are of use, or say how many at most."
+
+# The words of other libraries for the values of an option.
+FOREIGN_VALUES: dict[str, dict[str, tuple[str, ...]]] = {
+    "backend": {
+        "processes": ("fork", "loky", "multiprocess", "multiprocessing", "process", "processpool"),
+        "threads": ("thread", "threading", "threadpool"),
+        "asyncio": ("aio", "anyio", "async", "coroutine", "coroutines", "trio"),
+        "serial": ("loop", "none", "sequential", "single-threaded", "sync", "synchronous"),
+    },
+    "on_error": {
+        "return": ("coerce", "continue", "drop", "ignore", "log", "pass", "skip", "warn"),
+        "raise": ("abort", "fail", "fail_fast", "stop", "strict"),
+        "finish": ("collect", "group"),
+    },
+    "start_method": {"server": ("fork", "forkserver")},
+}
+AFTERWARDS = {
+    ("on_error", "return"): " and leave the exceptions out of the list, or take what is ok of "
+    "plait.run(...)",
+}
+
 # The design has these; this version does not yet, and says so rather than ignore them.
 PLANNED = ("journal", "resume")
 
 
-def _hint(name: str, value: object) -> str:
+def refuse_names(given: Mapping[str, object], where: str, names: Collection[str]) -> None:
+    """Raise UnknownOption for the first of these names, which ``where`` does not take.
+
+    ``names`` are those that it takes.
+    """
+    for name, value in given.items():
+        hint = _hint(name, value, names)
+        if name in CHECKS:
+            hint = "It is an option of plait.map and of what is called like it."
+        raise UnknownOption(name, hint, where)
+
+
+def _hint(name: str, value: object, names: Collection[str] | None = None) -> str:
+    """Say what a name that is unknown may have meant among ``names``."""
+    names = CHECKS if names is None else names
     if name in PLANNED:
         return "It is planned and not part of this version."
-    word = FOREIGN.get(name)
-    if word in CHECKS and CHECKS[word](value) is None:
-        return f"Use {word}={value!r}."
-    if word is not None:
-        return f"Use {word}."
+    if name in FOREIGN:
+        return _hint_for_word(FOREIGN[name], value, names)
+    if name in SENTENCES:
+        return SENTENCES[name]
     import difflib
 
-    close = difflib.get_close_matches(name, [*CHECKS, *PLANNED], n=1)
+    close = difflib.get_close_matches(name, [*names, *PLANNED], n=1)
     if close:
         return f"Did you mean {close[0]}?"
-    return f"The options are {', '.join(field.name for field in fields(Options))}."
+    return f"The options are {', '.join(names)}."
+
+
+def _hint_for_word(word: str, value: Any, names: Collection[str]) -> str:
+    """Say that ``word`` is what is meant, with the value if it is right there."""
+    option = word.partition("=")[0]
+    if option in CHECKS and option not in names:
+        return f"plait.map and what is called like it have {word}."
+    if word == "start_method":
+        value = _start_method_of(value)
+    if word in CHECKS and CHECKS[word](value) is None:
+        return f"Use {word}={value!r}."
+    is_count = word == "max_workers" and isinstance(value, int)
+    return f"Use {word}. {ALL_CPUS}" if is_count else f"Use {word}."
+
+
+def _start_method_of(context: Any) -> object:
+    """Return how a context of multiprocessing starts processes, or what came in its place."""
+    ask = getattr(context, "get_start_method", None)
+    method = ask() if callable(ask) else context
+    return "server" if method in ("fork", "forkserver") else method
+
+
+def _hint_for_value(name: str, value: object) -> str:
+    """Say which value was perhaps meant; empty if nothing is known of it."""
+    if name == "max_workers" and isinstance(value, int):
+        return ALL_CPUS if value < 1 and value is not False else ""
+    word = value.lower() if isinstance(value, str) else value
+    for ours, theirs in FOREIGN_VALUES.get(name, {}).items():
+        if word in theirs:
+            return f"Use {name}={ours!r}{AFTERWARDS.get((name, ours), '')}."
+    if name == "backend" and word in ("forkserver", "spawn"):
+        method = _start_method_of(word)
+        return f"Use backend='processes', start_method={method!r}."
+    return ""

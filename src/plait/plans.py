@@ -7,16 +7,18 @@ simpler and hardly slower is preferred. What forbids a way is said beside it, no
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from plait.model import WAITS_BELOW, Choice, Facts, Sample, default_workers, predict
 from plait.tables import duration_text, html_table, text_table
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from plait.options import Options
 
-__all__ = ["Plan", "choose", "speaks_for_processes"]
+__all__ = ["Plan", "choose", "speaks_for_processes", "with_lengths"]
 
 BETTER = 0.9
 """A way that is less simple has to be predicted to take less than this share of the time."""
@@ -63,12 +65,17 @@ class Plan:
         """The seconds that the whole call was predicted to take, sample included.
 
         None if nothing was predicted: a backend was asked for, or how long the input is was
-        not known.
+        not known; or no task was over yet, so that nobody could know how long one takes.
         """
         chosen, facts = self.chosen, self.facts
-        if chosen is None or facts is None or facts.remaining is None:
+        if chosen is None or facts is None or facts.remaining is None or self.is_guess:
             return None
         return facts.spent_s + chosen.seconds if chosen.seconds < math.inf else None
+
+    @property
+    def is_guess(self) -> bool:
+        """Whether it was made while the first task was not over."""
+        return self.sample is not None and self.sample.so_far_s is not None
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -150,6 +157,32 @@ def choose(options: Options, facts: Facts) -> Plan:
         choices,
         facts if choices else None,
     )
+
+
+def with_lengths(plan: Plan, seconds: Sequence[float]) -> Plan:
+    """Return a plan that was a guess with what is known now: how long some tasks took, in seconds.
+
+    >>> from plait.options import Options
+    >>> sample = Sample(1, 0.08, 0.0, so_far_s=0.04)
+    >>> guess = choose(Options(), Facts(4, sample=sample, remaining=8))
+    >>> print(guess.headline)
+    threads x 8: it waits 100% of its time (not over after 40 ms), and 8 of them wait at once.
+    >>> guess.predicted_s, round(with_lengths(guess, [1.0]).predicted_s)
+    (None, 1)
+    """
+    assert plan.sample is not None
+    task_s = sum(seconds) / len(seconds)
+    variance = sum((one - task_s) ** 2 for one in seconds) / len(seconds)
+    spread = math.sqrt(variance) / task_s if task_s else 0.0
+    sample = plan.sample._replace(tasks=len(seconds), task_s=task_s, spread=spread, so_far_s=None)
+    if plan.facts is None:
+        return replace(plan, sample=sample)
+    facts = plan.facts._replace(sample=sample)
+    taken = facts._replace(most_workers=plan.max_workers)
+    choices = tuple(predict(one, taken if one == plan.backend else facts) for one in SIMPLEST_FIRST)
+    chosen = next(one for one in choices if one.backend == plan.backend)
+    reason = _reason(facts, chosen, choices)
+    return replace(plan, sample=sample, facts=facts, choices=choices, reason=reason)
 
 
 def _settle(options: Options, facts: Facts) -> tuple[str, str] | None:
@@ -255,6 +288,8 @@ def _holds(sample: Sample) -> str:
 
 
 def _task_text(sample: Sample) -> str:
+    if sample.so_far_s is not None:
+        return f"not over after {duration_text(sample.so_far_s)}"
     return f"{duration_text(sample.task_s)} a task"
 
 

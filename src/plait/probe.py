@@ -170,6 +170,7 @@ class Probe:
             gil_share=of_time(held_share, cpu / awake_s),
             own_cpus=min(1.0, cpu / awake_s),
             spread=1.0,
+            so_far_s=awake_s,
         )
 
     def step(self) -> Finished | None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from plait.errors import size_text
 from plait.host import cpu_count
+from plait.tables import html_table
 
 if TYPE_CHECKING:
     from plait.outcome import Finished
@@ -17,7 +18,7 @@ __all__ = ["Report"]
 
 @dataclass(slots=True)
 class Report:
-    """What a run did, and how long it took. ``print(run.report)`` shows it.
+    """What a run did, and how long it took. ``print(run.report)`` shows it, a notebook as a table.
 
     Attributes:
         plan: what was decided (None until it was); if that was changed on the way, the last.
@@ -72,9 +73,11 @@ class Report:
     def predicted_s(self) -> float | None:
         """The time of the whole call as predicted when the first choice was made; None: it was not.
 
+        Where that was made beside a first task that was not over, it is predicted when one is.
         ``wall_s`` is what came of it.
         """
-        first = self.earlier_plans[0] if self.earlier_plans else self.plan
+        plans = [*self.earlier_plans, *([self.plan] if self.plan else [])]
+        first = next((plan for plan in plans if not plan.is_guess), None)
         return None if first is None else first.predicted_s
 
     @property
@@ -83,23 +86,29 @@ class Report:
         return self.loop_s / self.wall_s if self.wall_s else 1.0
 
     def __str__(self) -> str:
-        return "\n".join(
-            (
-                f"plan      {self.plan.headline if self.plan else 'not decided'}",
-                *(
-                    f"          (changed on the way; before, {p.headline})"
-                    for p in self.earlier_plans
-                ),
-                f"tasks     {self.tasks:,} done, {self.errors:,} of them with an error"
-                + (f"; {self.retries:,} tries more" if self.retries else "")
-                + (f"; {self.abandoned:,} left to themselves" if self.abandoned else ""),
-                f"wall      {self.wall_s:.3f} s on {self._workers_text()}{self._prediction_text()}",
-                f"for-loop  {self.loop_s:.3f} s, the times of the tasks added up",
-                f"speed-up  {self.speedup:.2f} x",
-                *([f"workers   {self.shortage}"] if self.shortage else []),
-                *([f"shared    {size_text(self.shared_bytes)}"] if self.shared_bytes else []),
-            )
-        )
+        return "\n".join(f"{name:9} {text}" for name, text in self._rows())
+
+    def _repr_html_(self) -> str:
+        return html_table(("", "run"), self._rows())
+
+    def _rows(self) -> list[tuple[str, str]]:
+        """Return what there is to say, each with a word before it."""
+        more = [f"{self.retries:,} tries more"] if self.retries else []
+        more += [f"{self.abandoned:,} left to themselves"] if self.abandoned else []
+        counts = f"{self.tasks:,} done, {self.errors:,} of them with an error"
+        rows = [
+            ("plan", self.plan.headline if self.plan else "not decided"),
+            *(("", f"(changed on the way; before, {one.headline})") for one in self.earlier_plans),
+            ("tasks", "; ".join([counts, *more])),
+            ("wall", f"{self.wall_s:.3f} s on {self._workers_text()}{self._prediction_text()}"),
+            ("for-loop", f"{self.loop_s:.3f} s, the times of the tasks added up"),
+            ("speed-up", f"{self.speedup:.2f} x"),
+        ]
+        if self.shortage:
+            rows.append(("workers", self.shortage))
+        if self.shared_bytes:
+            rows.append(("shared", size_text(self.shared_bytes)))
+        return rows
 
     def _workers_text(self) -> str:
         others = len(self.workers - {"main"})

@@ -11,7 +11,7 @@ import math
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
-from inspect import GEN_CLOSED, getgeneratorstate
+from inspect import GEN_CLOSED, getgeneratorstate, signature
 from queue import Empty, SimpleQueue
 from time import process_time
 from types import TracebackType
@@ -26,10 +26,11 @@ from plait.errors import RunTimeout, TaskError, WorkerStartError
 from plait.feed import Feed, Room
 from plait.foreign import attempt
 from plait.host import monotonic, queued_s
+from plait.inputs import is_iterable
 from plait.limits import Limits
 from plait.outcome import Call, Chunk, Finished, Outcome
 from plait.pilot import Machine, Pilot
-from plait.plans import Plan
+from plait.plans import Plan, with_lengths
 from plait.probe import Probe
 from plait.progress import Show, show_progress
 from plait.report import Report
@@ -204,6 +205,11 @@ class Run:
         read = range(first, first + places)
         return [outcome for outcome in outcomes if outcome.index not in read]
 
+    def __dir__(self) -> list[str]:
+        """Return what users call; the rest is for other modules."""
+        names = {"cancel", "outcomes", "plan", "report", "stop"}
+        return [name for name in super().__dir__() if name in names or name.startswith("__")]
+
     def __repr__(self) -> str:
         return f"<Run of {self._call.fn!r}: {self.report.tasks} done, {self.report.errors} failed>"
 
@@ -289,8 +295,11 @@ class Run:
             return
         self._has_begun = True
         stack, options = self._stack, self._options
+        report = self.report  # to refer to us would be a circle
         self._show = stack.enter_context(
-            show_progress(options.progress, self._call.name, self._feed.total)
+            show_progress(
+                options.progress, self._call.name, self._feed.total, lambda: report.errors
+            )
         )
         self._started = self._started or monotonic()
         if options.timeout is not None:
@@ -439,11 +448,23 @@ class Run:
                 finished.errors.values(), self._options.slow_down_on
             ):
                 pilot.slow_down()
+        if self.plan is not None and self.plan.is_guess:
+            self._learn_lengths(self.plan, batch)
         progress = room.lane.take_progress()
         pilot.learn(batch, now := monotonic(), progress, is_full=self._feed.is_open)
         has_rest = self._feed.is_open or room.lane.left
         if pilot.is_due(now) and has_rest and not self._is_stopped:
             self._look_again(pilot, batch[-1] if batch else None, now)
+
+    def _learn_lengths(self, plan: Plan, batch: list[Finished]) -> None:
+        """Note how long tasks take, for a plan that was made before one was over."""
+        seconds = [
+            finished.seconds / len(finished.values)
+            for finished in batch
+            if finished.values and not finished.errors
+        ]
+        if seconds:
+            self.plan = self.report.plan = with_lengths(plan, seconds)
 
     def _look_again(self, pilot: Pilot, last: Finished | None, now: float) -> None:
         """Change to another plan if what was seen since speaks for it."""
@@ -723,8 +744,35 @@ def _add_note(error: BaseException, call: Call, outcome: Outcome) -> None:
         f"attempt {outcome.attempt}, on {outcome.worker} (pid {outcome.pid})"
     )
     attempt(_add, error, note)  # of a class of the user's, which may refuse it
+    if isinstance(error, TypeError):
+        hint, _ = attempt(_hint_of_style, call, outcome.item)
+        if hint:
+            attempt(_add, error, f"plait: {hint}")
 
 
 def _add(error: BaseException, note: str) -> None:
     if note not in getattr(error, "__notes__", ()):
         error.add_note(note)
+
+
+def _hint_of_style(call: Call, item: Any) -> str:
+    """Say how a function gets its arguments where map and starmap were mixed up; else nothing."""
+    if call.style == "star" and not is_iterable(item):
+        return "starmap needs a tuple of arguments for each task; map gives one argument."
+    args = item if call.style == "star" else (item,)
+    is_series = call.style != "task" and len(args) == 1 and type(args[0]) in (tuple, list)
+    if is_series and not _takes(call.fn, args) and _takes(call.fn, args[0]):
+        kind = type(args[0]).__name__
+        return (
+            f"the item is a {kind}, and map gives it as one argument. For an argument from each "
+            "part: plait.starmap(fn, items), or plait.map(fn, xs, ys) in place of zip(xs, ys)."
+        )
+    return ""
+
+
+def _takes(fn: Any, args: Any) -> bool:
+    try:
+        signature(fn).bind(*args)
+    except (TypeError, ValueError):  # it has none
+        return False
+    return True

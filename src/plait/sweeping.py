@@ -17,7 +17,7 @@ from plait.choice import is_coroutine
 from plait.clocks import ThreadClock, read_thread_clock
 from plait.errors import OptionError, UnknownOption
 from plait.host import cpu_count, monotonic
-from plait.inputs import can_slice
+from plait.inputs import can_slice, is_iterable
 from plait.options import BACKENDS as ALL_BACKENDS
 from plait.options import Options
 from plait.outcome import Call, Chunk
@@ -156,7 +156,7 @@ def _check(
         name: replace(check(fn, {**given, "backend": name}), progress=False, ordered=True)
         for name in _check_backends(fn, backends)
     }
-    if not isinstance(items, Iterable):
+    if not is_iterable(items):
         raise TypeError(f"the items are no iterable but {type(items).__name__}")
     stored: Any = items if can_slice(items) else list(items)
     if not len(stored):

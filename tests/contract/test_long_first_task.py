@@ -17,7 +17,9 @@ import plait
 from plait import beside, calls, runs, sentinel
 from plait.backends import threads
 from plait.calls import go_beside
-from plait.model import Sample
+from plait.model import Facts, Sample
+from plait.options import Options
+from plait.plans import choose, with_lengths
 from plait.quick import Start
 
 LONG = "the long one"
@@ -510,3 +512,46 @@ def test_a_call_at_the_top_of_a_module_has_no_helper(tmp_path: Any, run_python: 
     )
     done = run_python("-c", "import module; print(module.values == list(range(400)))")
     assert (done.stdout, done.stderr) == ("True\n", "")
+
+
+@pytest.mark.parametrize("road", ["map", "run"])
+def test_how_long_a_task_takes_is_what_one_took_not_a_guess_beside_it(road: str) -> None:
+    """Sleeps of a second were reported as 83.3 ms a task: twice what the first had lasted then."""
+    kept = []
+
+    def sleep(place: int) -> None:
+        kept.append(place)
+        time.sleep(0.3)
+        if place == 6 and road == "map":
+            raise LookupError  # which brings the run along
+
+    if road == "map":
+        with pytest.raises(LookupError) as caught:
+            plait.map(sleep, range(7))
+        report = caught.value.plait_run.report  # type: ignore[attr-defined]
+    else:
+        run = plait.run(sleep, range(7))
+        list(run)
+        report = run.report
+    assert sorted(kept) == list(range(7))
+    plan = report.plan
+    assert plan.backend == "threads"
+    assert plan.sample.task_s >= 0.3
+    assert not plan.is_guess
+    assert "a task), and 6 of them wait at once" in plan.headline
+    assert 0.3 <= report.predicted_s < 10
+    assert plan.predicted_s == report.predicted_s
+
+
+def test_a_plan_beside_a_task_that_is_not_over_says_so() -> None:
+    sample = Sample(1, 0.08, 0.0, so_far_s=0.04)
+    guess = choose(Options(), Facts(4, sample=sample, remaining=8))
+    assert "(not over after 40 ms)" in guess.headline
+    assert guess.predicted_s is None
+    known = with_lengths(guess, [0.9, 1.1])
+    assert (known.backend, known.max_workers) == (guess.backend, guess.max_workers)
+    assert "(1 s a task)" in known.headline
+    assert known.sample is not None
+    assert known.sample.spread == pytest.approx(0.1)
+    assert known.predicted_s == pytest.approx(1.1, abs=0.1)
+    assert str(known).count("threads") == 2

@@ -6,7 +6,7 @@ import gc
 import itertools
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -287,3 +287,84 @@ def test_results_may_be_anything(way: Way) -> None:
     results = plait.map(way.fn(pick), range(5), **way.options)
     assert results[:4] == values[:4]
     assert repr(results[4]) == repr(values[4])
+
+
+class Squares:
+    """What Python takes for an iterable though it has no __iter__: the oldest protocol."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, place: int) -> int:
+        if not 0 <= place < self.count:
+            raise IndexError(place)
+        return place * place
+
+
+def test_what_has_getitem_alone_is_an_iterable(way: Way) -> None:
+    items: Any = Squares(5)
+    fn = way.fn(double)
+    assert plait.map(fn, items, **way.options) == list(map(double, items))
+    assert list(plait.imap(fn, items, **way.options)) == [0, 2, 8, 18, 32]
+    assert len(list(plait.run(fn, items, **way.options))) == 5
+    assert plait.map(two_of(way), items, [1, 1], **way.options) == [1, 2]
+
+
+def test_what_has_getitem_alone_is_an_iterable_by_default_too() -> None:
+    items: Any = Squares(5)
+    assert plait.map(float, items) == [0, 1, 4, 9, 16]
+    assert plait.sweep(float, items, backends=["threads"], sizes=[1], repeats=1).rows
+    with pytest.raises(TypeError, match="no iterable but object"):
+        plait.map(float, object())  # type: ignore[arg-type]
+
+
+def add(x: int, y: int = 0, *, z: int = 0) -> int:
+    return x + y + z
+
+
+def two(x: int, y: int) -> int:
+    return x + y
+
+
+def two_of(way: Way) -> Callable[..., Any]:
+    async def later(x: int, y: int) -> int:
+        return x + y
+
+    return later if way.options.get("backend") == "asyncio" else two
+
+
+def notes_of(call: Callable[[], object]) -> str:
+    with pytest.raises(TypeError) as caught:
+        call()
+    return "\n".join(caught.value.__notes__)
+
+
+def test_a_tuple_where_several_arguments_are_wanted_is_told_of_starmap(way: Way) -> None:
+    pairs = list(zip([1, 2], [3, 4], strict=True))
+    told = notes_of(lambda: plait.map(two_of(way), pairs, **way.options))
+    assert "the item is a tuple, and map gives it as one argument" in told
+    assert "plait.starmap(fn, items), or plait.map(fn, xs, ys) in place of zip(xs, ys)." in told
+    assert plait.starmap(two_of(way), pairs, **way.options) == [4, 6]
+
+
+def test_who_mixes_up_map_and_starmap_is_told_so_and_nobody_else() -> None:
+    wrong: Any = [1, 2]
+    assert "map gives one argument" in notes_of(lambda: plait.starmap(two, wrong))
+    assert "the item is a list" in notes_of(lambda: plait.map(two, [[1, 2]]))
+    with plait.Executor(2) as executor:
+        told = notes_of(lambda: list(executor.map(two, zip([1], [2], strict=True))))
+        assert "starmap" in told
+    others: list[Callable[[], object]] = [
+        lambda: plait.map(abs, [(1,)]),
+        lambda: plait.map(add, [("a", 1)]),
+        lambda: plait.map(two, [(1, 2, 3)]),
+        lambda: plait.map(two, [1]),
+        lambda: plait.map(max, [1]),
+        lambda: plait.starmap(two, [(1, 2, 3)]),
+        lambda: plait.starmap(two, [("a", 1)]),
+    ]
+    for call in others:
+        assert "argument" not in notes_of(call)

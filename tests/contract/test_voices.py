@@ -65,6 +65,7 @@ def test_records_reach_the_handlers_of_the_parent(process_way: Way, keeper: Keep
         assert record.getMessage() == f"item {index}"
         assert record.__dict__["size"] == index * 10
         assert record.__dict__["plait_worker"].startswith("process-")
+        assert record.processName == record.__dict__["plait_worker"]
         assert record.process == pids[index]
         assert record.funcName == "task"
     for record in errors:

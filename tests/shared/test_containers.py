@@ -21,6 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import plait
+from plait.errors import NotPicklable
 from plait.shared import Dict, List, Lock, dicts, lists, log, replica
 from tests.shared.far import Curious, Far
 
@@ -103,10 +104,28 @@ except Exception as error:
 
 
 class HereOnly:
+    """A value that cannot be unpickled in another process."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return eval, (f"1 // (__import__('os').getpid() == {os.getpid()})",)
+
+
+class Nowhere:
     """A value that cannot be unpickled anywhere."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return divmod, (1, 0)
+
+
+class Once:
+    """A value that can be pickled; its copy cannot."""
+
+    is_copy = False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.is_copy:
+            raise ValueError("once is enough")
+        return Once, (), {"is_copy": True}
 
 
 def call(data: Any, name: str, args: tuple[Any, ...]) -> Any:
@@ -224,6 +243,92 @@ def test_a_value_that_another_process_cannot_unpickle_is_an_error_there_alone(fa
     data.pop()
     assert data == [1]
     assert not data.lock.locked()
+
+
+def test_a_value_that_cannot_be_unpickled_even_here_is_refused(far: Far) -> None:
+    data: Any = List([1])
+    mapping: Any = Dict({"a": 1})
+    puts: list[Callable[[], Any]] = [
+        lambda: data.append(Nowhere()),
+        lambda: data.extend([2, Nowhere()]),
+        lambda: mapping.update(b=Nowhere()),
+        lambda: mapping.setdefault("b", Nowhere()),
+    ]
+    for put in puts:
+        with pytest.raises(NotPicklable, match="cannot be unpickled: ZeroDivisionError"):
+            put()
+    assert (data, mapping) == ([1], {"a": 1}) == (far.copy(data), far.copy(mapping))
+
+
+def test_what_comes_out_is_a_copy_for_who_has_put_it_in_too(far: Far) -> None:
+    """It was the object itself, so that this process alone saw what was changed in it."""
+    given = [[1]]
+    data: Any = List(given)
+    mapping: Any = Dict({"a": given[0]})
+    data.append(given[0])
+    data.extend([given[0]])
+    mapping.update(b=given[0])
+    mapping["c"] = given[0]
+    assert mapping.setdefault("d", given[0]) == [1]
+    given[0].append(2)
+    data[0].append(3)
+    data.copy()[0].append(3)
+    next(iter(data)).append(3)
+    for item in (*data[:], *reversed(data), *[*data, 0][:3], *(data * 2), *data):
+        item.append(3)
+    for _, item in mapping.items():
+        item.append(3)
+    for item in (*mapping.values(), *(mapping | {}).values(), mapping["a"], mapping.get("a")):
+        item.append(3)
+    mapping.setdefault("a", []).append(3)
+    data.sort(key=lambda item: len([item.append(3)]))
+    assert (data, mapping) == ([[1]] * 3, {key: [1] for key in "abcd"})
+    assert (far.copy(data), far.copy(mapping)) == (data, mapping)
+    both: Any = List()
+    both.extend([given, given])
+    both.pop().append(3)
+    pairs: Any = Dict()
+    pairs.update(a=given, b=given)
+    pairs.pop("a").append(3)
+    assert (both, pairs) == ([given], {"b": given})
+    pairs.update(a=given, b=given)
+    pairs.popitem()[1].append(3)
+    assert pairs == {"b": given}
+
+
+def test_a_default_comes_back_as_it_is() -> None:
+    data: Any = Dict({"a": []})
+    nothing, new = object(), [1]
+    assert data.get("b", nothing) is nothing is data.pop("b", nothing)
+    assert data.setdefault("b", new) is new
+    assert data["b"] is not new
+
+
+def test_shared_data_in_shared_data_is_live_at_every_level(far: Far) -> None:
+    """Nobody but the outer one has the inner ones."""
+    data: Any = List([List(), [Dict({"deep": List([1])})]])
+    mapping: Any = Dict({"a": List()})
+    assert far.run("data[0].append('far'); data[1][0]['deep'].append(2)", data=data) is None
+    assert far.run("mapping['a'].append('far')", mapping=mapping) is None
+    data[0].append("here")
+    mapping["a"].append("here")
+    assert (data, mapping) == ([["far", "here"], [{"deep": [1, 2]}]], {"a": ["far", "here"]})
+    assert far.run("result = data[0].copy(), mapping['a'].copy()", data=data, mapping=mapping) == (
+        ["far", "here"],
+        ["far", "here"],
+    )
+    inner = data.pop(0)
+    inner.append("still")
+    assert inner == ["far", "here", "still"]
+
+
+def test_a_dict_is_made_as_dicts_are() -> None:
+    assert Dict(a=1, b=2) == {"a": 1, "b": 2} == Dict({"a": 1}, b=2)
+    assert Dict.fromkeys("ab") == {"a": None, "b": None}
+    assert Dict.fromkeys([1], []) == {1: []}
+    assert "'people'" in Dict(name="people")._replica.lock._cell.label
+    with pytest.raises(TypeError, match="is name='Ada' a key, or what messages call this Dict"):
+        Dict(name="Ada", born=1815)
 
 
 def test_a_key_that_does_not_equal_its_copy_is_refused() -> None:
@@ -386,15 +491,12 @@ def test_memory_of_a_large_content_is_given_back() -> None:
     assert os.fstat(data._replica._log.region._fd).st_blocks * 512 < 5_000_000
 
 
-def test_a_value_that_was_changed_in_place_and_cannot_be_pickled_any_more_hinders_nobody(
-    far: Far,
-) -> None:
-    data = List[Any]([[]])
-    data[0].append(threading.Lock())
+def test_a_value_that_can_be_pickled_only_once_hinders_nobody(far: Far) -> None:
+    data = List[Any]([Once()])
     for _ in range(30_000):
         data.append(1)
         data.pop()
-    assert far.copy(data) == [[]]
+    assert far.run("result = len(data)", data=data) == 1
 
 
 # --- Together ---------------------------------------------------------------------------------

@@ -261,13 +261,13 @@ def test_an_end_that_is_on_its_way_counts_until_its_sender_dies(quick: None) -> 
 
 # --- Forks that come to nothing ------------------------------------------------------------
 
-come_by_fork = Connection.come_by_fork
+come_by_fork = Connection._come_by_fork
 
 
 def killed_before_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fork a child that is killed before it has said which ends it has, and wait for it."""
     with monkeypatch.context() as patch:
-        patch.setattr(Connection, "come_by_fork", die)
+        patch.setattr(Connection, "_come_by_fork", die)
         pid = os.fork()
         assert pid, "the child should have died"
     assert wait_dead(pid) == -signal.SIGKILL
@@ -383,7 +383,7 @@ def test_a_child_forks_another_one_and_is_killed_before_it_says_what_it_has(
     here, there = Pipe()
     read, write = os.pipe()
     with monkeypatch.context() as patch:
-        patch.setattr(Connection, "come_by_fork", fork_and_die)
+        patch.setattr(Connection, "_come_by_fork", fork_and_die)
         if not (pid := os.fork()):
             os.read(read, 1)
             there.send("from the grandchild")
@@ -399,7 +399,7 @@ def test_a_child_forks_another_one_and_is_killed_before_it_says_what_it_has(
 
 
 def fork_and_die(_: Connection) -> None:
-    Connection.come_by_fork = come_by_fork  # type: ignore[method-assign]
+    Connection._come_by_fork = come_by_fork  # type: ignore[method-assign]
     if os.fork():
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -425,7 +425,7 @@ def test_two_threads_fork_at_once(
         come_by_fork(end)
 
     monkeypatch.setattr(pipes._Fork, "expect", expect_and_wait)
-    monkeypatch.setattr(Connection, "come_by_fork", come_or_die)
+    monkeypatch.setattr(Connection, "_come_by_fork", come_or_die)
     died: list[int] = []
     thread = threading.Thread(target=lambda: died.append(wait_dead(os.fork())))
     thread.start()
@@ -520,7 +520,7 @@ def test_a_child_may_be_slow_to_say_what_it_has(
         come_by_fork(end)
 
     monkeypatch.setattr(Region, "mark", mark_once)
-    monkeypatch.setattr(Connection, "come_by_fork", come_late)
+    monkeypatch.setattr(Connection, "_come_by_fork", come_late)
     read, write = os.pipe()
     pid = os.fork()
     if not pid:
@@ -551,7 +551,7 @@ def test_a_child_may_be_killed_at_any_bytecode_of_its_arrival(
         os.kill(pids[0], signal.SIGKILL)  # it is this one's that the child takes
         wait_dead(pids[0])
         with monkeypatch.context() as patch:
-            patch.setattr(Connection, "come_by_fork", come_with_a_fuse(length))
+            patch.setattr(Connection, "_come_by_fork", come_with_a_fuse(length))
             if not (pid := os.fork()):
                 os._exit(0)
         status = wait_dead(pid)

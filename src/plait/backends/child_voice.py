@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Voice", "keep_last_words"]
 
+MAIN_PROCESS = "MainProcess"
+"""What logging takes the name of each process for that multiprocessing did not start."""
+
 
 def keep_last_words(page_fd: int, end_signal: int) -> None:
     """Have the interpreter note on the status page where it is as it crashes, or is ended.
@@ -72,6 +75,8 @@ class Voice:
         if record.exc_info:
             facts["exc_text"] = _traceback_text(record)
         facts["exc_info"] = None
+        if facts.get("processName") == MAIN_PROCESS:  # unless the task has given itself a name
+            facts["processName"] = self._worker
         facts["plait_worker"], facts["plait_task"] = self._worker, self._task()
         self._say("record", facts)
 

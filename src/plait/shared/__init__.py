@@ -16,6 +16,14 @@ from plait.shared.races import checked
 from plait.shared.sync import Barrier, BoundedSemaphore, Condition, Event, Semaphore
 from plait.shared.values import Counter, Value
 
+JoinableQueue = SimpleQueue = Queue  # which is all that multiprocessing has by these names
+
+
+def __dir__() -> list[str]:
+    """Return what users call."""
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})
+
+
 __all__ = [
     "Array",
     "Barrier",
@@ -26,6 +34,7 @@ __all__ = [
     "Dict",
     "Event",
     "Holdings",
+    "JoinableQueue",
     "LifoQueue",
     "List",
     "Lock",
@@ -36,6 +45,7 @@ __all__ = [
     "Row",
     "Semaphore",
     "ShutDown",
+    "SimpleQueue",
     "Value",
     "checked",
     "who_holds",

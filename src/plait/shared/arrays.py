@@ -45,10 +45,12 @@ class Array(SelfLocked):
     Args:
         kind: int (64 bits), float or bool, a code of ``struct``, one of ``?bBhHiIqQfd``, or a
             numpy dtype without objects in it.
-        content: how many numbers, all zero; or the numbers.
+        content: how many numbers, all zero; or the numbers. A tuple of whole numbers is refused: it
+            could be numbers, as for multiprocessing, or a shape, as for numpy.
         shape: of as many, for more than one dimension; ``content`` may be left out then.
         name: what it is called in messages.
         on_owner_death: "raise" or "ignore", as in Lock.
+        lock: as in multiprocessing, but True and False are the same; see Value.
 
     Raises MemoryError, where there is no room in this process's addresses for all of it.
 
@@ -66,12 +68,14 @@ class Array(SelfLocked):
         shape: tuple[int, ...] | None = None,
         name: str = "",
         on_owner_death: str = "raise",
+        lock: bool = True,
     ) -> None:
         form = _form_of(kind)
+        _check_is_no_shape(content)
         numbers = None if content is None or isinstance(content, Integral) else list(content)  # type: ignore[arg-type]
         shape = _shape_of(content if numbers is None else len(numbers), shape)  # type: ignore[arg-type]
         region = _room_for(math.prod(shape), form)
-        super().__init__(name, on_owner_death=on_owner_death)
+        super().__init__(name, on_owner_death, lock)
         self._lay_out(region, form, shape)
         if numbers:
             self._flat[:] = self._packed(numbers)
@@ -171,6 +175,10 @@ class Array(SelfLocked):
         memory = self._region.memory
         return np.ndarray(self._shape, np.dtype(self._form), memory, HEAD_BYTES)
 
+    def get_obj(self) -> memoryview[Any]:
+        """Return ``memory()``, for what takes the array of ctypes that multiprocessing's has."""
+        return self.memory()
+
     def memory(self) -> memoryview[Any]:
         """Return the memory, for what takes a buffer; it is good for as long as ``view()`` is.
 
@@ -239,6 +247,14 @@ def _form_of(kind: Any) -> Any:
 
 def _why_not(dtype: Any) -> str:
     return "objects of one process" if dtype.hasobject else "of no fixed size"
+
+
+def _check_is_no_shape(content: Any) -> None:
+    if type(content) is tuple and content and all(type(number) is int for number in content):
+        raise TypeError(
+            f"is {content} a shape, or what is in the Array? Write shape={content} for zeros of "
+            f"that shape, or a list for the numbers: {[*content]}"
+        )
 
 
 def _shape_of(length: int | None, shape: tuple[int, ...] | int | None) -> tuple[int, ...]:

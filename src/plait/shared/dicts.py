@@ -13,12 +13,13 @@ from collections.abc import (
     MutableMapping,
     ValuesView,
 )
+from operator import getitem
 from reprlib import recursive_repr
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from plait import wire
 from plait.shared.cells import label_of, only_one
-from plait.shared.replica import WHOLE, Change, Replica
+from plait.shared.replica import ATOMS, MANY, Change, Replica, copy_of
 
 if TYPE_CHECKING:
     from plait.shared.data_lock import DataLock
@@ -30,7 +31,7 @@ __all__ = ["Dict"]
 K = TypeVar("K")
 V = TypeVar("V")
 D = TypeVar("D")
-SET, DELETE, UPDATE, CLEAR = range(WHOLE + 1, WHOLE + 5)
+UPDATE, SET, DELETE, CLEAR = range(MANY, MANY + 4)
 NOTHING: Any = object()
 SAFE_KEYS = frozenset({int, str, bytes, bool, type(None)})
 
@@ -41,14 +42,16 @@ class Dict(MutableMapping[K, V]):
     It has the methods of ``dict``, keeps the order in which keys came, and is in all else like
     ``List``: each method is atomic; ``with data.lock:`` makes one of several; each process has a
     copy; ``keys()``, ``values()``, ``items()`` and iteration are of what was there at that moment;
-    values come out as copies in other processes, and are assigned again to change them.
+    values come out as copies, for everybody, and are assigned again to change them, but for those
+    that are shared themselves: ``Dict({"a": List()})["a"].append(1)``.
 
     A key has to equal its copy, as numbers, texts and tuples of them do, or no other process would
     find it: ``object()`` and NaN do not.
 
     Args:
         items: what is in it at first: a mapping, or pairs.
-        name: what it is called in messages.
+        name: what it is called in messages. (For a key of that name give a mapping.)
+        more: keys, as texts, and their values.
 
     Attributes:
         lock: to be held for several operations in one. If its holder dies, the next one who takes
@@ -69,12 +72,31 @@ class Dict(MutableMapping[K, V]):
     (0, ['a', 'b'])
     """
 
-    def __init__(self, items: Mapping[K, V] | Iterable[tuple[K, V]] = (), name: str = "") -> None:
+    def __init__(
+        self,
+        items: Mapping[K, V] | Iterable[tuple[K, V]] = (),
+        name: str = "",
+        **more: Any,
+    ) -> None:
+        if more and name:
+            raise TypeError(
+                f"is name={name!r} a key, or what messages call this Dict? Give the keys as a "
+                f"mapping: Dict({{'name': {name!r}, ...}}), or Dict({{...}}, {name!r})"
+            )
         label = label_of(Dict, name)
-        whole = _plain(items)
+        whole = _plain(items) | more
         _check_keys(whole)
         self._replica: Replica[dict[K, V]] = Replica.create(label, dict, _apply, whole)
         only_one(self._replica.key, lambda: self)
+
+    @classmethod
+    def fromkeys(cls, keys: Iterable[K], value: Any = None, /) -> Dict[K, Any]:
+        """Return a new Dict with these keys, all of the same value. Raises NotPicklable.
+
+        >>> Dict.fromkeys("ab", 0)
+        Dict({'a': 0, 'b': 0})
+        """
+        return cls(dict.fromkeys(keys, value))
 
     @property
     def lock(self) -> RLock:
@@ -90,24 +112,24 @@ class Dict(MutableMapping[K, V]):
     # --- To read -------------------------------------------------------------------------
 
     def __getitem__(self, key: K) -> V:
-        return self._replica.look(lambda items: items[key])
+        return self._replica.get(getitem, key)  # type: ignore[no-any-return]
 
     def __len__(self) -> int:
         return self._replica.look(len)
 
     def __iter__(self) -> Iterator[K]:
-        return iter(self.copy())
+        return iter(self.keys())
 
     def __reversed__(self) -> Iterator[K]:
-        return reversed(self.copy())
+        return reversed([*self.keys()])
 
     def __contains__(self, key: object) -> bool:
         return self._replica.look(lambda items: key in items)
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, Dict):
-            return self is other or self.copy() == other.copy()
-        return self.copy() == other if isinstance(other, dict) else NotImplemented
+            return self is other or self._items() == other._items()
+        return self._items() == other if isinstance(other, dict) else NotImplemented
 
     __hash__ = None  # type: ignore[assignment]  # as that of dict
 
@@ -119,7 +141,7 @@ class Dict(MutableMapping[K, V]):
 
     @recursive_repr("Dict({...})")
     def __repr__(self) -> str:
-        return f"Dict({self.copy()!r})"
+        return f"Dict({self._items()!r})"
 
     def copy(self) -> dict[K, V]:
         """Return what is in it now, as a plain dict.
@@ -129,6 +151,10 @@ class Dict(MutableMapping[K, V]):
         >>> Dict({"a": 1}).copy()
         {'a': 1}
         """
+        return self._replica.items(dict.copy)  # type: ignore[no-any-return]
+
+    def _items(self) -> dict[K, V]:
+        """Return what is in it now, not as copies: to be looked at only."""
         return self._replica.look(dict.copy)
 
     @overload
@@ -141,7 +167,7 @@ class Dict(MutableMapping[K, V]):
         >>> Dict({"a": 1}).get("b", 0)
         0
         """
-        return self._replica.look(lambda items: items.get(key, default))
+        return self._replica.get(dict.get, key, default)
 
     def keys(self) -> KeysView[K]:
         """Return the keys that are there now.
@@ -149,7 +175,7 @@ class Dict(MutableMapping[K, V]):
         >>> Dict({"a": 1}).keys()
         dict_keys(['a'])
         """
-        return self.copy().keys()
+        return dict.fromkeys(self._replica.items(list)).keys()
 
     def values(self) -> ValuesView[V]:
         """Return the values that are there now.
@@ -195,7 +221,8 @@ class Dict(MutableMapping[K, V]):
                 return None, items[key]
             return (SET, key, default), default
 
-        return self._replica.decide(decide)
+        found = self._replica.decide(decide)
+        return found if found is default else copy_of(found)
 
     @overload
     def pop(self, key: K, /) -> V: ...
@@ -219,7 +246,8 @@ class Dict(MutableMapping[K, V]):
                 raise KeyError(key)
             return None, default
 
-        return self._replica.decide(decide)
+        popped = self._replica.decide(decide)
+        return popped if type(popped) in ATOMS or popped is default else copy_of(popped)
 
     def popitem(self) -> tuple[K, V]:
         """Remove the key that came last, and return it with its value. Raises KeyError.
@@ -234,7 +262,8 @@ class Dict(MutableMapping[K, V]):
             key, value = next(reversed(items.items()))
             return (DELETE, key), (key, value)
 
-        return self._replica.decide(decide)
+        popped: tuple[K, V] = copy_of(self._replica.decide(decide))
+        return popped
 
     def update(self, items: Any = (), /, **more: Any) -> None:
         """Set the values of many keys, all at once. Raises NotPicklable.
@@ -311,9 +340,9 @@ def _put_whole(items: dict[Any, Any], values: dict[Any, Any]) -> None:
 
 _HOW: tuple[Callable[..., object], ...] = (
     _put_whole,
+    dict.update,
     dict.__setitem__,
     dict.__delitem__,
-    dict.update,
     dict.clear,
 )  # by the numbers above
 

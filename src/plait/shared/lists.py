@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, MutableSequence
+from operator import getitem
 from operator import index as as_int
 from reprlib import recursive_repr
 from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar, overload
 
 from plait.shared.cells import label_of, only_one
-from plait.shared.replica import WHOLE, Change, Replica
+from plait.shared.replica import ATOMS, MANY, Change, Replica, copy_of
 
 if TYPE_CHECKING:
     from plait.shared.data_lock import DataLock
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["List"]
 
 T = TypeVar("T")
-APPEND, EXTEND, INSERT, SET, DELETE, ORDER, REVERSE, REPEAT, CLEAR = range(WHOLE + 1, WHOLE + 10)
+EXTEND, APPEND, INSERT, SET, DELETE, ORDER, REVERSE, REPEAT, CLEAR = range(MANY, MANY + 9)
 
 
 class List(MutableSequence[T]):
@@ -32,9 +33,11 @@ class List(MutableSequence[T]):
     pays once for what others did since its last one: about as long as they took. Iteration,
     ``copy`` and comparison copy the list first.
 
-    What comes out in another process is a copy, made by pickle. To change an item in place,
-    ``data[0].append(1)``, is not told to others, and may get lost: assign it again. Where a value
-    cannot be unpickled, say for want of its module, each operation there raises that error.
+    What comes out is a copy, made by pickle, for everybody: also in the process that has put it in.
+    ``data[0].append(1)`` changes that copy alone: assign it again, ``data[0] = [*data[0], 1]``.
+    What is shared itself is not copied: ``List([List()])`` and ``Dict({"a": List()})`` are live at
+    every level. Where a value cannot be unpickled, say for want of its module, each operation there
+    raises that error.
 
     Args:
         items: what is in it at first.
@@ -85,7 +88,7 @@ class List(MutableSequence[T]):
     @overload
     def __getitem__(self, index: slice) -> list[T]: ...
     def __getitem__(self, index: SupportsIndex | slice) -> T | list[T]:
-        return self._replica.look(lambda items: items[index])
+        return self._replica.get(getitem, index)  # type: ignore[no-any-return]
 
     def __len__(self) -> int:
         return self._replica.look(len)
@@ -101,8 +104,8 @@ class List(MutableSequence[T]):
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, List):
-            return self is other or self.copy() == other.copy()
-        return self.copy() == other if isinstance(other, list) else NotImplemented
+            return self is other or self._items() == other._items()
+        return self._items() == other if isinstance(other, list) else NotImplemented
 
     __hash__ = None  # type: ignore[assignment]  # as that of list
 
@@ -116,7 +119,7 @@ class List(MutableSequence[T]):
 
     @recursive_repr("List([...])")
     def __repr__(self) -> str:
-        return f"List({self.copy()!r})"
+        return f"List({self._items()!r})"
 
     def copy(self) -> list[T]:
         """Return what is in it now, as a plain list.
@@ -124,6 +127,10 @@ class List(MutableSequence[T]):
         >>> List([1, 2]).copy()
         [1, 2]
         """
+        return self._replica.items(list.copy)  # type: ignore[no-any-return]
+
+    def _items(self) -> list[T]:
+        """Return what is in it now, not as copies: to be looked at only."""
         return self._replica.look(list.copy)
 
     def index(self, value: Any, start: int = 0, stop: int | None = None) -> int:
@@ -221,7 +228,8 @@ class List(MutableSequence[T]):
                 raise IndexError("pop from empty list")
             return (DELETE, at), items[at]
 
-        return self._replica.decide(decide)
+        popped = self._replica.decide(decide)
+        return popped if type(popped) in ATOMS else copy_of(popped)
 
     def remove(self, value: T) -> None:
         """Remove a value where it is first. Raises ValueError if it is not there.
@@ -255,7 +263,7 @@ class List(MutableSequence[T]):
         """
 
         def decide(items: list[T]) -> tuple[Change | None, None]:
-            keys: list[Any] = list(items) if key is None else [key(item) for item in items]
+            keys: list[Any] = items if key is None else [key(item) for item in copy_of(items)]
             order = sorted(range(len(keys)), key=keys.__getitem__, reverse=reverse)
             return (ORDER, order), None
 
@@ -310,8 +318,8 @@ def _put_in_order(items: list[Any], order: list[int]) -> None:
 
 _HOW: tuple[Callable[..., object], ...] = (
     _put_whole,
-    list.append,
     list.extend,
+    list.append,
     list.insert,
     list.__setitem__,
     list.__delitem__,

@@ -229,6 +229,20 @@ class SelfLocked(RLock):
 
     __slots__ = ()
 
+    def __init__(self, name: str, on_owner_death: str, lock: object) -> None:
+        """``lock`` is there for those who come from multiprocessing: True or False."""
+        if lock is not True and lock is not False:
+            what = type(self).__name__
+            raise TypeError(
+                f"lock={lock!r} must be True or False: a shared {what} is its own lock. Hold it by "
+                f"`with {what.lower()}:`, or hold your own lock around what belongs together"
+            )
+        super().__init__(name, on_owner_death=on_owner_death)
+
+    def get_obj(self) -> Any:
+        """Return what is shared, as those of multiprocessing do: itself, without waiting."""
+        return self
+
     def get_lock(self) -> Self:
         """Return its lock, as those of multiprocessing do: it is its own lock, an RLock."""
         return self

@@ -21,7 +21,7 @@ from struct import Struct
 
 from plait.shared.memory import HEAD_BYTES, Place, Region
 
-__all__ = ["OFFSETS", "SHIFT", "STATE", "Log", "framed"]
+__all__ = ["OFFSETS", "SHIFT", "SIZE_BYTES", "STATE", "Log", "framed"]
 
 STATE = 0
 """The word that says it all: the generation's number, and where in the region its log ends."""

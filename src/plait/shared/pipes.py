@@ -18,10 +18,11 @@ import atexit
 import os
 import pickle
 import queue
+from io import UnsupportedOperation
 from threading import get_ident
 from time import monotonic
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 from weakref import WeakSet
 
 from plait.shared.cells import known
@@ -31,6 +32,9 @@ from plait.shared.queue_core import LOOK_S, ShutDown
 from plait.shared.queues import Queue
 from plait.shared.sections import me
 from plait.shared.stores import Record, decode, encode
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 __all__ = ["Connection", "Pipe"]
 
@@ -45,7 +49,7 @@ class Connection:
     whole. It is closed when all who have it have closed it, let go of it or ended; the last is
     noticed within a second.
 
-    It has no ``fileno()``: there is no file behind it on which to wait.
+    There is no file behind it on which to wait: ``fileno()`` tells so, and ``poll`` waits.
 
     >>> left, right = Pipe()
     >>> left.send({"a": 1})
@@ -124,6 +128,39 @@ class Connection:
             raise OSError(f"a message of {len(data)} bytes is longer than maxlength={maxlength}")
         return data
 
+    def recv_bytes_into(self, buffer: Buffer, offset: int = 0) -> int:
+        """Receive the next message into a buffer that can be written to; return its length.
+
+        Raises:
+            EOFError: there will be none.
+            multiprocessing.BufferTooShort: there is no room for it; its only argument is the
+                message, which is received.
+
+        >>> receiver, sender = Pipe(duplex=False)
+        >>> sender.send_bytes(b"some")
+        >>> room = bytearray(b"0123456789")
+        >>> receiver.recv_bytes_into(room, 3), room
+        (4, bytearray(b'012some789'))
+        """
+        room = memoryview(buffer).cast("B")
+        if room.readonly:
+            raise TypeError("the buffer cannot be written to; a bytearray can")
+        if not 0 <= offset <= len(room):
+            raise ValueError(f"offset={offset} must be within the {len(room)} bytes of the buffer")
+        data, _ = self._recv()
+        if offset + len(data) > len(room):
+            from multiprocessing import BufferTooShort
+
+            raise BufferTooShort(data)
+        room[offset : offset + len(data)] = data
+        return len(data)
+
+    def fileno(self) -> int:
+        """Raise io.UnsupportedOperation, which is an OSError: there is no file behind it."""
+        raise UnsupportedOperation(
+            "a pipe of plait.shared lies in memory and has no file to wait on: use poll(timeout)"
+        )
+
     def poll(self, timeout: float | None = 0.0) -> bool:
         """Return whether there is something to receive, or the end; wait for it so long.
 
@@ -134,7 +171,7 @@ class Connection:
         until = None if timeout is None else monotonic() + timeout
         while True:
             left = LOOK_S if until is None else max(0.0, min(LOOK_S, until - monotonic()))
-            if incoming.wait_item(left):
+            if incoming._wait_item(left):
                 return True
             if self._end_if_alone():
                 return True
@@ -177,7 +214,7 @@ class Connection:
     def __reduce__(self) -> tuple[Any, ...]:
         if self._is_closed:
             raise pickle.PicklingError("an end of a pipe that is closed cannot be sent")
-        _, *sender = self.count()
+        _, *sender = self._count()
         return _arrive, (
             self._holders.region.place,
             self._side,
@@ -194,7 +231,7 @@ class Connection:
         other = self._outgoing if self._side == 0 else self._incoming
         guard = first or other
         assert guard is not None
-        return guard.do_locked(step, *args)
+        return guard._do_locked(step, *args)
 
     def _usable(self, which: Queue | None, verb: str) -> Queue:
         if self._is_closed:
@@ -212,7 +249,7 @@ class Connection:
             self._end_if_alone()
         while True:
             try:
-                outgoing.put_record(record, LOOK_S)
+                outgoing._put_record(record, LOOK_S)
             except queue.Full:
                 self._end_if_alone()
             except ShutDown:
@@ -224,7 +261,7 @@ class Connection:
         incoming = self._usable(self._incoming, "receive")
         while True:
             try:
-                return incoming.get_record(LOOK_S)
+                return incoming._get_record(LOOK_S)
             except queue.Empty:
                 self._end_if_alone()
             except ShutDown:
@@ -242,20 +279,20 @@ class Connection:
 
     # --- Around a fork -------------------------------------------------------------------------
 
-    def add_to(self, sides: dict[Region, list[int]]) -> None:
+    def _add_to(self, sides: dict[Region, list[int]]) -> None:
         """Note it in a list of ends of each pipe."""
         sides.setdefault(self._holders.region, []).append(self._side)
 
-    def count(self) -> tuple[Connection, int, int]:
+    def _count(self) -> tuple[Connection, int, int]:
         """Say that it is on its way, until somebody takes that back; return what for that."""
         self._do(self._holders.add, SENT, self._side, 1)
         return self, self._do(self._holders.line), me()
 
-    def take_back(self, line: int, who: int) -> None:
+    def _take_back(self, line: int, who: int) -> None:
         """Say that it is not on its way any more."""
         self._do(self._holders.add_at, line, who, SENT + self._side, -1)
 
-    def come_by_fork(self) -> None:
+    def _come_by_fork(self) -> None:
         """Say that this end has arrived in this process, which is a child."""
         self._do(self._holders.add, HELD, self._side, 1)
         self._holders.inherited.add(self._side)
@@ -288,11 +325,11 @@ def _arrive(
     found = known.get((place.ident, side))
     if found is None or found.closed:
         other = known.get((place.ident, 1 - side))
-        holders = other._holders if other else Holders(Region.at(place, "Connection"))  # noqa: SLF001
+        holders = other._holders if other else Holders(Region.at(place, "Connection"))
         found = Connection(holders, side, incoming, outgoing)
     assert isinstance(found, Connection)
-    found._holders.inherited.discard(side)  # noqa: SLF001
-    found.take_back(*sender)
+    found._holders.inherited.discard(side)
+    found._take_back(*sender)
     return found
 
 
@@ -322,21 +359,21 @@ class _Fork:
         """
         sides: dict[Region, list[int]] = {}
         for connection in connections:
-            connection.add_to(sides)
+            connection._add_to(sides)
         try:
             for region, numbers in sides.items():
                 self._marks.append(region.mark(*numbers))
         except OSError:
             self.close()
             self._marks = []
-            self._counted = [connection.count() for connection in connections]
+            self._counted = [connection._count() for connection in connections]
 
     def arrive(self) -> None:
         """Say that they have arrived: also if others have inherited the marks, who should not."""
         for mark in self._marks:
             mark.take_off()
         for connection, line, who in self._counted:
-            connection.take_back(line, who)
+            connection._take_back(line, who)
 
     def close(self) -> None:
         """Close the marks in this process, which has made them."""
@@ -386,7 +423,7 @@ def _after_fork() -> None:
 def _after_fork_in_child() -> None:
     try:
         for connection in list(_open):
-            connection.come_by_fork()
+            connection._come_by_fork()
         if fork := _latest_fork():
             fork.arrive()
     finally:

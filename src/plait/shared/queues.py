@@ -41,6 +41,12 @@ _dumps, _loads = pickle.dumps, pickle.loads
 class Queue(QueueCore):
     """A queue for threads and processes, as ``queue.Queue``, that can be sent to any of them.
 
+    ``for item in queue`` takes items out as they come, in as many workers as do so, and ends in
+    all of them when ``queue.shutdown()`` was called and the queue is empty.
+
+    It is all that ``multiprocessing`` has as Queue, JoinableQueue and SimpleQueue, by these names
+    too. There is no thread that writes items: an item is in the queue when ``put`` returns.
+
     Items are pickled (with cloudpickle, where pickle alone does not do). Those of one producer come
     out in the order in which it put them. A process that is killed, at whatever moment, blocks
     nobody: what it was about to put is in the queue or not, whole; what it had taken is gone with
@@ -218,6 +224,20 @@ class Queue(QueueCore):
         for bell in (self._getters, self._putters, self._joiners):
             self._ring(bell, EVERYBODY)
 
+    # --- As in multiprocessing -----------------------------------------------------------
+
+    def close(self) -> None:
+        """Do nothing: nothing depends on whether a process still puts items.
+
+        To tell getters that there will be no more items: ``shutdown``.
+        """
+
+    def join_thread(self) -> None:
+        """Return at once: what was put is in the queue, there is no thread to wait for."""
+
+    def cancel_join_thread(self) -> None:
+        """Do nothing: no thread is waited for when the program ends, and no item gets lost."""
+
     # --- More than there -----------------------------------------------------------------
 
     def put_many(self, items: Iterable[object]) -> None:
@@ -260,13 +280,13 @@ class Queue(QueueCore):
         self._shrink()
         return [decode(record) for record in records]
 
-    def put_record(self, record: Record, timeout: float) -> None:
+    def _put_record(self, record: Record, timeout: float) -> None:
         """Put an item that is pickled. Raises as ``put``; for pipes.py."""
         self._wait(self._putters, True, timeout, queue.Full, self._add, record, None)
         if self._getters.is_awaited():
             self._ring(self._getters)
 
-    def get_record(self, timeout: float) -> Record:
+    def _get_record(self, timeout: float) -> Record:
         """Take an item out as it is, pickled. Raises as ``get``; for pipes.py."""
         record = self._locked(self._get_mutex, self._take)
         if record is None:
@@ -277,7 +297,7 @@ class Queue(QueueCore):
         data, kind = record
         return data, kind
 
-    def wait_item(self, timeout: float) -> bool:
+    def _wait_item(self, timeout: float) -> bool:
         """Wait for an item, or for the end, but leave it there; False: none came; for pipes.py."""
         try:
             self._wait(self._getters, True, timeout, queue.Empty, self._has_news)
@@ -287,12 +307,19 @@ class Queue(QueueCore):
             self._ring(self._getters)
         return True
 
-    def do_locked(self, step: Callable[..., Any], *args: Any) -> Any:
+    def _do_locked(self, step: Callable[..., Any], *args: Any) -> Any:
         """Do something with the mutex held; for pipes.py."""
         return self._locked(self._get_mutex, step, *args)
 
     def __iter__(self) -> Iterator[Any]:
-        """Take items out as they come, until the queue has been shut down and is empty."""
+        """Take items out as they come, until the queue has been shut down and is empty.
+
+        >>> queue = Queue()
+        >>> queue.put_many("ab")
+        >>> queue.shutdown()
+        >>> [item for item in queue]
+        ['a', 'b']
+        """
         while True:
             try:
                 item = self.get()

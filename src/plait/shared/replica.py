@@ -17,6 +17,10 @@ What was done to a copy and what the log says must never differ, though a thread
 3. Then the copy is changed: what raises an error there, is not told to anybody.
 4. Then it is written to the log. If in between a signal handler of this thread has used the same
    content, which a recursive lock lets it do, the log's state is not what it was: begin again.
+
+No object that a program has, or gets, is in a copy: of what is put in, the copy has what comes of
+its pickle; what is read comes out as a copy again. Otherwise ``data[0].append(1)`` would be seen in
+the process that does it, for a while, and in no other.
 """
 
 from __future__ import annotations
@@ -26,14 +30,15 @@ from collections.abc import Callable, Sized
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from plait import wire
+from plait.errors import NotPicklable
 from plait.shared import libc
 from plait.shared.data_lock import DataLock
-from plait.shared.log import OFFSETS, SHIFT, STATE, Log, framed
+from plait.shared.log import OFFSETS, SHIFT, SIZE_BYTES, STATE, Log, framed
 
 if TYPE_CHECKING:
     from plait.shared.memory import Place
 
-__all__ = ["WHOLE", "Change", "Replica"]
+__all__ = ["ATOMS", "MANY", "WHOLE", "Change", "Replica", "copy_of"]
 
 Content = TypeVar("Content", bound=Sized)
 Result = TypeVar("Result")
@@ -42,9 +47,14 @@ Change = tuple[Any, ...]
 
 WHOLE = 0
 """The kind of change after which the content is what comes with it, whatever it was."""
+MANY = 1
+"""The kind of change that adds all values of the list, or dict, that comes with it."""
+ATOMS = frozenset({int, float, complex, bool, str, bytes, type(None)})
+"""What nobody can change, and need not be copied."""
 BY_CLOUDPICKLE = -1
 STALE = -1
 LOG_BYTES = 64 * 1024
+LOCK_OF = "the lock of "
 
 
 class Replica(Generic[Content]):
@@ -71,6 +81,7 @@ class Replica(Generic[Content]):
         self._fresh, self._apply = fresh, apply
         self._content = fresh()
         self._seen = STALE
+        self._has_objects = False  # but atoms; True for good, once there were any
         self._limit = self._few = self._few_limit = 0
 
     @classmethod
@@ -83,7 +94,10 @@ class Replica(Generic[Content]):
     ) -> Replica[Content]:
         """Make a new one, that begins with ``whole``. Raises NotPicklable."""
         log = Log.create(label.partition(" ")[0].lower(), _packed((WHOLE, whole)))
-        return cls(log, DataLock(f"the lock of {label}"), fresh, apply)
+        made = cls(log, DataLock(f"{LOCK_OF}{label}"), fresh, apply)
+        # Now, as long as what is in it exists: it may have shared data that nobody else keeps.
+        made.look(len)
+        return made
 
     @classmethod
     def at(
@@ -94,7 +108,8 @@ class Replica(Generic[Content]):
         apply: Callable[[Content, Change], None],
     ) -> Replica[Content]:
         """Return one that another process has made. Raises SharedDataGone."""
-        return cls(Log.at(place, lock._cell.label), lock, fresh, apply)  # noqa: SLF001
+        label = lock._cell.label.removeprefix(LOCK_OF)  # noqa: SLF001
+        return cls(Log.at(place, label), lock, fresh, apply)
 
     @property
     def place(self) -> Place:
@@ -110,8 +125,26 @@ class Replica(Generic[Content]):
     # the try, by a call of C. To release what one has not, does nothing: it was not taken by this
     # thread at all, or the first try would have taken it once more.
 
+    def get(self, read: Callable[..., Any], *args: Any) -> Any:
+        """Return a copy of the value that a function reads from the content, with ``args``.
+
+        The last of these may be a default, which is returned as it is.
+        """
+        try:
+            if code := _try_lock(self._mutex):
+                self.lock.wait(code)
+            if self._log.words[STATE] != self._seen:
+                self._catch_up()
+            found = read(self._content, *args)
+        finally:
+            _unlock(self._mutex)
+        return found if type(found) in ATOMS or found is args[-1] else copy_of(found)
+
     def look(self, read: Callable[[Content], Result]) -> Result:
-        """Return what a function reads from the content as it is now."""
+        """Return what a function reads from the content as it is now.
+
+        What comes out of it is to be copied before a user gets it, as by ``get`` and ``items``.
+        """
         try:
             if code := _try_lock(self._mutex):
                 self.lock.wait(code)
@@ -121,9 +154,16 @@ class Replica(Generic[Content]):
         finally:
             _unlock(self._mutex)
 
+    def items(self, read: Callable[[Content], Any]) -> Any:
+        """Return what a function makes of the content, a list say, with copies of the values."""
+        made = self.look(read)
+        return copy_of(made) if self._has_objects else made
+
     def change(self, change: Change, check: Callable[[Content], object] | None = None) -> None:
         """Do a change, unless ``check`` raises an error. Raises NotPicklable."""
         record = _packed(change)
+        if type(change[-1]) not in ATOMS:
+            change = self._owned(change, record)
         try:
             if code := _try_lock(self._mutex):
                 self.lock.wait(code)
@@ -147,10 +187,23 @@ class Replica(Generic[Content]):
                 self._catch_up()
             change, result = decide(self._content)
             if change is not None:
-                self._commit(change, _packed(change))
+                record = _packed(change)
+                if type(change[-1]) not in ATOMS:
+                    change = self._owned(change, record)
+                self._commit(change, record)
             return result
         finally:
             _unlock(self._mutex)
+
+    def _owned(self, change: Change, record: bytes) -> Change:
+        """Return a change with values that no program has. Raises NotPicklable."""
+        if change[0] == MANY and _is_of_atoms(change[1]):
+            return change
+        self._has_objects = True
+        try:
+            return _loaded(record[SIZE_BYTES:])
+        except Exception as error:
+            raise NotPicklable.on_arrival("value", error) from error
 
     # --- With the lock held --------------------------------------------------------------
 
@@ -167,6 +220,8 @@ class Replica(Generic[Content]):
             content = self._content if goes_on else self._fresh()
             self._seen = STALE
             for change in changes:
+                if type(change[-1]) not in ATOMS and not self._has_objects:
+                    self._has_objects = change[0] > MANY or not _is_of_atoms(change[1])
                 self._apply(content, change)
             self._content = content
             self._seen = state
@@ -204,7 +259,7 @@ class Replica(Generic[Content]):
         """Have the log begin with what the content is now."""
         try:
             record = _packed((WHOLE, self._content))
-        except Exception:  # noqa: BLE001  a value was changed in place, and cannot be pickled now
+        except Exception:  # noqa: BLE001  a value that can be pickled only once
             self._limit += self._limit  # the log will do for a while
             return
         if self._seen == state:
@@ -219,6 +274,23 @@ class Replica(Generic[Content]):
         start, size = self._log.start(state), self._log.first_size(state)
         self._limit = start + size + max(LOG_BYTES, 2 * size)
         self._few, self._few_limit = len(self._content) // 4, start + LOG_BYTES
+
+
+def copy_of(value: Any) -> Any:
+    """Return a copy of a value; what cannot be changed is its own. Raises NotPicklable."""
+    kind = type(value)
+    if kind in ATOMS or (kind is tuple and ATOMS.issuperset(map(type, value))):
+        return value
+    try:
+        return pickle.loads(pickle.dumps(value, wire.PROTOCOL))
+    except Exception:  # noqa: BLE001  whatever it is, cloudpickle may do better
+        return wire.load(wire.pack(value, "value"))
+
+
+def _is_of_atoms(content: Any) -> bool:
+    if type(content) is dict:
+        return ATOMS.issuperset(map(type, content)) and _is_of_atoms([*content.values()])
+    return ATOMS.issuperset(map(type, content))
 
 
 def _packed(change: Change) -> bytes:

@@ -117,6 +117,14 @@ class Semaphore:
         """
         return self._words[VALUE]
 
+    def locked(self) -> bool:
+        """Return whether none is to be had now.
+
+        >>> Semaphore(0).locked(), Semaphore(1).locked()
+        (True, False)
+        """
+        return self.get_value() == 0
+
     def __enter__(self) -> bool:
         return self.acquire()
 

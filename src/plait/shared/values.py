@@ -143,6 +143,8 @@ class Value(_Number[T]):
         initial: what it is at first; zero if it is not given.
         name: what it is called in messages.
         on_owner_death: "raise" or "ignore", as in Lock.
+        lock: as in multiprocessing, but True and False are the same: what only reads needs no lock,
+            and it is the lock itself, so another one is a TypeError.
 
     Raises:
         OverflowError: for a number that does not fit into the kind.
@@ -162,9 +164,10 @@ class Value(_Number[T]):
         name: str = "",
         *,
         on_owner_death: str = "raise",
+        lock: bool = True,
     ) -> None:
         code = code_of(kind)
-        super().__init__(name, on_owner_death=on_owner_death)
+        super().__init__(name, on_owner_death, lock)
         first: Any = 0 if initial is None else initial
         self._begin(code, first)
 
@@ -218,7 +221,7 @@ class Counter(_Number[int]):
     """
 
     def __init__(self, initial: int = 0, name: str = "", *, on_owner_death: str = "raise") -> None:
-        super().__init__(name, on_owner_death=on_owner_death)
+        super().__init__(name, on_owner_death, lock=True)
         self._begin("q", initial)
 
     def reset(self, number: int = 0) -> int:
