@@ -26,9 +26,11 @@ from plait.limits import Limits
 from plait.model import Facts
 from plait.options import Options
 from plait.outcome import Call
+from plait.paced import PacedDesk
 from plait.plans import choose
 from plait.preload import check_preload
 from plait.server_process import start_early
+from plait.throttle import Pace
 
 __all__ = ["Executor"]
 
@@ -50,6 +52,8 @@ class Executor(concurrent.futures.Executor):
         max_tasks_per_child: how many tasks a worker process runs before it is replaced.
         task_timeout: seconds that one task may take; see ``plait.Options``.
         memory_limit: memory that a worker process may have; see ``plait.Options``.
+        rate: how many tasks may start in a time, like "10/s"; see ``plait.Options``. It holds for
+            all that is submitted and mapped here together.
 
     A future can be cancelled while its task runs on processes, too: the worker is ended and
     replaced. (On asyncio the coroutine is cancelled; a thread cannot be.)
@@ -73,6 +77,7 @@ class Executor(concurrent.futures.Executor):
         max_tasks_per_child: int | None = None,
         task_timeout: float | str | None = None,
         memory_limit: int | str | None = None,
+        rate: float | str | None = None,
     ) -> None:
         self._options = Options.of(
             {
@@ -85,6 +90,7 @@ class Executor(concurrent.futures.Executor):
                 "max_tasks_per_child": max_tasks_per_child,
                 "task_timeout": task_timeout,
                 "memory_limit": memory_limit,
+                "rate": rate,
             }
         )
         check_preload(preload)
@@ -101,6 +107,10 @@ class Executor(concurrent.futures.Executor):
             self._desk = CallDesk(self._backend)
         else:
             self._desk = LaneDesk(self._backend, setting)
+        self._pace = None
+        if rate is not None:
+            self._pace = Pace(*self._options.starts_in_s)
+            self._desk = PacedDesk(self._desk, self._backend, self._pace)
         self._checked: object = None  # the last function that was found to be right
         self._maps: set[threading.Thread] = set()
         self._is_shut_down = False
@@ -145,11 +155,13 @@ class Executor(concurrent.futures.Executor):
             "chunksize": chunksize,
             "task_timeout": self._options.task_timeout,
             "memory_limit": self._options.memory_limit,
+            "rate": self._options.rate,
         }
         options = check(fn, given)
         items = list(zip(*iterables, strict=False))
         call = Call(fn, "star")
-        made = prepare(call, (items,), options.with_order(ordered=True), backend=self._backend)
+        options = options.with_order(ordered=True)
+        made = prepare(call, (items,), options, backend=self._backend, pace=self._pace)
         values: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
 
         def feed() -> None:

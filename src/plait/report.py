@@ -28,6 +28,9 @@ class Report:
         task_s: seconds that the tasks took, added up over all workers.
         queued_s: of these, what worker processes waited for a free CPU.
         retries: how often a failed task was tried again.
+        decreases: how often ``slow_down_on`` has lowered the number of tasks at once.
+        least_at_once: the lowest number that it came to; None: it was never lowered.
+        at_once: the number that it is now, if it was ever lowered.
         abandoned: tasks on threads, or coroutines, that ran over their time, could not be ended,
             and may still be running.
         shared_bytes: shared memory in which large items and results lay, at most.
@@ -42,6 +45,9 @@ class Report:
     task_s: float = 0.0
     queued_s: float = 0.0
     retries: int = 0
+    decreases: int = 0
+    least_at_once: int | None = None
+    at_once: int | None = None
     abandoned: int = 0
     shared_bytes: int = 0
     workers: set[str] = field(default_factory=set)
@@ -91,6 +97,7 @@ class Report:
                 f"tasks     {self.tasks:,} done, {self.errors:,} of them with an error"
                 + (f"; {self.retries:,} tries more" if self.retries else "")
                 + (f"; {self.abandoned:,} left to themselves" if self.abandoned else ""),
+                *([f"slowed    {self._slowdown_text()}"] if self.decreases else []),
                 f"wall      {self.wall_s:.3f} s on {self._workers_text()}{self._prediction_text()}",
                 f"for-loop  {self.loop_s:.3f} s, the times of the tasks added up",
                 f"speed-up  {self.speedup:.2f} x",
@@ -104,6 +111,11 @@ class Report:
         if "main" not in self.workers:
             return text
         return f"{text} and the caller" if others else "the caller"
+
+    def _slowdown_text(self) -> str:
+        times = f"{self.decreases:,} time{'s' * (self.decreases != 1)}"
+        tasks = f"{self.least_at_once} task{'s' * (self.least_at_once != 1)}"
+        return f"{times} by slow_down_on, to {tasks} at once at the lowest; now {self.at_once}"
 
     def _prediction_text(self) -> str:
         predicted = self.predicted_s

@@ -172,7 +172,8 @@ class Dispatcher:
             else:
                 return worker
         if self._count_places() < self._crew.max_workers:
-            return self._crew.start_worker(job.lane.context) if self._may_start() else None
+            may_start = job.lane.starts_all or self._may_start()
+            return self._crew.start_worker(job.lane.context) if may_start else None
         if to_be_avoided is not None:  # if there are others, one of them will be free
             is_alone = sum(worker.can_take for worker in self._crew.workers.values()) == 1
             return to_be_avoided if is_alone else None
