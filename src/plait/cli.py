@@ -121,6 +121,7 @@ _PRELOAD_HELP = "A module that workers have from the start, for example numpy; m
 _ERROR_HELP = "After a task failed: go on, or start nothing more."
 _BACKOFF_HELP = "Before a further try, up to S * FACTOR^(tries - 1) seconds, at most MAX."
 _TASK_TIMEOUT_HELP = "Seconds that one task may take, or 5x: five times the median so far."
+_RATE_HELP = "How many tasks may start in a time: 10/s, 100/min, 5000/h, tries included."
 _MEMORY_HELP = "What a worker process may have, for example 2GB; only for processes."
 _PREFIX_HELP = "Begin lines that worker processes print with the worker's name."
 _ORDER_HELP = "Print results in the order of the items, or as soon as they are there."
@@ -149,6 +150,7 @@ def _map(
     retries: Annotated[str, _Care(metavar="N", help="Further tries of a task that failed.")] = "0",
     backoff: Annotated[str, _Care(metavar="S[,FACTOR,MAX]", help=_BACKOFF_HELP)] = "0.1,2,30",
     task_timeout: Annotated[str | None, _Care(metavar="S|Nx", help=_TASK_TIMEOUT_HELP)] = None,
+    rate: Annotated[str | None, _Care(metavar="N/s", help=_RATE_HELP)] = None,
     timeout: Annotated[
         str | None, _Care(metavar="S", help="Seconds that all of it may take.")
     ] = None,
@@ -176,6 +178,7 @@ def _map(
         "retries": read_number(retries),
         "backoff": read_numbers(backoff),
         "task_timeout": read_number(task_timeout),
+        "rate": read_number(rate),
         "timeout": read_number(timeout),
         "memory_limit": read_number(memory_limit),
         "max_tasks_per_child": read_number(max_tasks_per_child),
