@@ -368,7 +368,9 @@ class Run:
         """Have worker processes ready before tasks get the times at which they start."""
         self._lane = lane = pools.begin_to_warm(backend, self._call.fn)
         while lane.pending and not self._is_cancelled and monotonic() < self._deadline:
-            lane.wait_outcomes(self._patience(math.inf, tries=False))
+            if self.beside is not None and self.beside.must_stop:
+                break
+            lane.wait_outcomes(self._patience(tries=False))
         lane.close()
 
     def _machine(self) -> Machine:
