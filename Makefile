@@ -1,5 +1,6 @@
 # make demo   run the main job on real input
 # make test   run the tests
+# make proof  hold the README to its word
 # Both create what they need: a virtual environment in .venv, and plait in it.
 
 PYTHON ?= python3
@@ -12,10 +13,13 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BENCH_READY := $(VENV)/.bench-ready
 
-.PHONY: demo test test-places test-without-c lint types bench bench-quick soak clean
+.PHONY: demo proof test test-places test-without-c lint types bench bench-quick soak clean
 
 demo: $(READY)
 	$(BIN)/python examples/standard_library.py
+
+proof: $(READY)
+	$(BIN)/python examples/proof.py
 
 test: $(READY)
 	$(BIN)/python $(PYFLAGS) -m pytest

@@ -207,6 +207,14 @@ def test_options_reach_the_run(here: Path) -> None:
     assert "9 done, 0 of them with an error" in done.stderr
 
 
+@pytest.mark.parametrize("rate", ["50/s", "50"])
+def test_tasks_start_at_a_rate(here: Path, rate: str) -> None:
+    (here / "clock.py").write_text("import time\ndef read(_): return time.monotonic()\n")
+    arguments = ("clock:read", "--range", "1", "5", "--backend", "threads", "--rate", rate)
+    starts = values(here, *arguments)
+    assert max(starts) - min(starts) >= 0.06  # four times 20 ms, and what is made up for
+
+
 @pytest.mark.parametrize("order", ["--ordered", "--no-ordered"])
 def test_order_of_the_results(here: Path, order: str) -> None:
     os.mkfifo(here / "pipe")
@@ -554,6 +562,7 @@ MISTAKES = {
     "a directory": ("math:sqrt --input .", ". cannot be read: Is a directory."),
     "backend": ("math:sqrt 4 --backend ray", "backend='ray' is not allowed: backend must be one"),
     "workers": ("math:sqrt 4 --max-workers 0", "max_workers=0 is not allowed: max_workers must b"),
+    "rate": ("math:sqrt 4 --rate 10/x", "rate='10/x' is not allowed: rate must be a text like"),
     "no number": ("math:sqrt 4 --chunksize x", "chunksize='x' is not allowed: chunksize must be"),
     "on error": ("math:sqrt 4 --on-error finish", "on_error must be one of 'return', 'raise'."),
     "coroutine": ("tasks:later 4 --backend threads", "'asyncio' or 'auto' for a coroutine functi"),

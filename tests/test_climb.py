@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plait.climb import PATIENCE, RECOVERY, Climber
+from plait.climb import PATIENCE, Climber
 from plait.curve import Curve
 from tests.properties.conftest import examples
 
@@ -152,59 +152,9 @@ def test_it_looks_again_less_and_less_often_while_nothing_changes() -> None:
     assert calm[2] > 0.9 * 500
 
 
-# --- Overload --------------------------------------------------------------------------------
-
-
-def test_it_halves_once_for_the_failures_of_one_round_trip() -> None:
-    climber = Climber(64, most=100)
-    assert climber.back_off() == 32
-    assert [climber.back_off() for _ in range(5)] == [32] * 5
-    climber.learn(63, 1.0)
-    assert climber.back_off() == 32
-    climber.learn(1, 1.0)
-    assert climber.back_off() == 16
-
-
-def test_it_never_sinks_below_the_least() -> None:
-    climber = Climber(10, most=100, least=4)
-    for _ in range(5):
-        climber.back_off()
-        climber.learn(100, 1.0)
-        assert climber.size >= 4
-
-
-def test_it_recovers_by_a_constant_step() -> None:
-    climber = Climber(64, most=64)
-    server = Server(up_to(1000), noise=0)
-    climber.back_off()
-    sizes = [32, *server.serve(climber, times=100)]
-    steps = [after - size for size, after in pairwise(sizes)]
-    while_limited = steps[: sizes.index(57)]
-    assert set(while_limited) <= {0, 1, 2}
-    assert sum(step > 0 for step in while_limited) >= RECOVERY // 2
-    assert max(sizes) == 64  # what was too much is tried again, but later
-    assert sizes.index(64) > PATIENCE
-
-
-def test_a_server_that_refuses_is_used_below_its_limit() -> None:
-    """Of 48 tasks and more at once some fail: that is seldom tried."""
-    climber = Climber(8, most=256)
-    server = Server(up_to(200))
-    failures, served = 0, []
-    for _ in range(600):
-        if climber.size > 48:
-            failures += 1
-            climber.back_off()
-        served += server.serve(climber)
-    assert failures < 25
-    assert sum(served) / len(served) > 0.6 * 48
-
-
 # --- Whatever is learned ---------------------------------------------------------------------
 
-EVENTS = st.lists(
-    st.tuples(st.integers(0, 10_000), st.floats(0, 1e6)) | st.just(None), max_size=200
-)
+EVENTS = st.lists(st.tuples(st.integers(0, 10_000), st.floats(0, 1e6)), max_size=200)
 
 
 @examples(200)
@@ -215,12 +165,12 @@ EVENTS = st.lists(
     events=EVENTS,
 )
 def test_it_stays_in_its_bounds_and_does_the_same_again(
-    start: int, least: int, room: int, events: list[tuple[int, float] | None]
+    start: int, least: int, room: int, events: list[tuple[int, float]]
 ) -> None:
     first, second = (Climber(start, least + room, least) for _ in range(2))
     for event in events:
         for climber in (first, second):
-            size = climber.back_off() if event is None else climber.learn(*event)
+            size = climber.learn(*event)
             assert size == climber.size
             assert least <= size <= least + room
         assert first.size == second.size

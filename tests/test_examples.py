@@ -31,7 +31,7 @@ def run_example(tmp_path: Path) -> RunExample:
             text=True,
             timeout=100,
         )
-        assert ended.returncode == 0, ended.stderr
+        assert ended.returncode == 0, ended.stderr or ended.stdout
         assert "Traceback" not in ended.stderr
         assert "Warning" not in ended.stderr
         assert list(folder.iterdir()) == []  # it cleaned up
@@ -299,3 +299,40 @@ def test_producer_consumer(run_example: RunExample) -> None:
         ]
         * 3
     )
+
+
+def test_proof(run_example: RunExample) -> None:
+    output = run_example("proof.py")
+    ((held, claims),) = re.findall(r"^(\d+) of (\d+) claims hold", output, re.MULTILINE)
+    assert held == claims == "13"
+    assert "FAILS" not in output
+
+
+LOSSY = """
+import plait
+
+honest = plait.map
+plait.map = lambda *args, **options: honest(*args, **options)[:-1]
+"""
+
+
+@pytest.mark.parametrize(
+    ("claim", "module", "readme", "found"),
+    [
+        ("order", LOSSY, "", "another list than a loop's"),
+        ("prints", "", "plait does its best.", "the README does not say so"),
+    ],
+)
+def test_proof_finds_out_a_claim_that_fails(
+    tmp_path: Path, claim: str, module: str, readme: str, found: str
+) -> None:
+    (tmp_path / "examples").mkdir()
+    (tmp_path / "README.md").write_text(readme or (EXAMPLES.parent / "README.md").read_text())
+    program = tmp_path / "examples" / "proof.py"
+    program.write_text(module + (EXAMPLES / "proof.py").read_text())
+    done = subprocess.run(
+        [sys.executable, program, claim], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1, done.stderr
+    assert "0 of 1 claims hold" in done.stdout
+    assert found in " ".join(done.stdout.split())

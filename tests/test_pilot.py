@@ -238,16 +238,6 @@ def test_a_number_of_threads_that_was_asked_for_is_the_most() -> None:
     assert flight.pilot.workers == flight.pilot.capacity == 8
 
 
-def test_an_overloaded_server_gets_fewer_at_once() -> None:
-    cases: tuple[dict[str, Any], ...] = ({}, {"backend": "threads", "max_workers": 32})
-    for given in cases:
-        flight = Flight(WAITING, 100_000, **given)
-        flight.pilot.slow_down()
-        assert flight.pilot.workers == 16
-        flight.pilot.slow_down()  # of the same moment
-        assert flight.pilot.workers == 16
-
-
 # --- In real runs ----------------------------------------------------------------------------
 
 

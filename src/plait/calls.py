@@ -23,6 +23,7 @@ from plait.runs import Run
 if TYPE_CHECKING:
     from plait.backends.contract import Backend
     from plait.plans import Plan
+    from plait.throttle import Pace
 
 __all__ = [
     "are_at_hand",
@@ -142,6 +143,7 @@ def prepare(
     options: Options,
     *,
     backend: Backend | None = None,
+    pace: Pace | None = None,
     keeps: bool = False,
 ) -> Run:
     """Make a Run over the items, the tuples of items if there are several iterables."""
@@ -151,7 +153,7 @@ def prepare(
     if not iterables:
         raise TypeError("plait needs at least one iterable of items")
     if options.executor is not None:
-        backend = options.executor.backend_for_calls()
+        backend, pace = options.executor.backend_for_calls(), options.executor.pace
     total = total_of(iterables)
     is_one = len(iterables) == 1 and can_slice(iterables[0])
     items = iterables[0] if is_one else join(iterables)
@@ -161,6 +163,7 @@ def prepare(
         total,
         options,
         backend=backend,
+        pace=pace,
         keeps=keeps,
         is_stored=keeps and are_stored(iterables),
         is_at_hand=are_at_hand(iterables),

@@ -129,6 +129,7 @@ def look_ahead(options: Options, sample: Sample | None, remaining: int | None) -
         remaining=remaining,
         is_warm=pools.is_warm("processes"),
         most_workers=options.max_workers,
+        most_per_s=options.most_per_s,
     )
     if speaks_for_processes(sample, facts):
         start_early()

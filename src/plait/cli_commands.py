@@ -216,6 +216,7 @@ _RETRIES_HELP = "Further tries of a task that failed."
 _BACKOFF_HELP = "Before a further try, up to S * FACTOR^(tries - 1) seconds, at most MAX."
 _TASK_TIMEOUT_HELP = "Seconds that one task may take, or 5x: five times the median so far."
 _TIMEOUT_HELP = "Seconds that all of it may take."
+_RATE_HELP = "How many tasks may start in a time: 10/s, 100/min, 5000/h, tries included."
 _MEMORY_HELP = "What a worker process may have, for example 2GB; only for processes."
 _MOST_TASKS_HELP = "Replace a worker process after so many tasks."
 _PREFIX_HELP = "Begin lines that worker processes print with the worker's name."
@@ -253,6 +254,7 @@ _REPORT_HELP = "At the end, the run in numbers, on stderr."
 @_care("--retries", default="0", metavar="N", help=_RETRIES_HELP)
 @_care("--backoff", default="0.1,2,30", metavar="S[,FACTOR,MAX]", help=_BACKOFF_HELP)
 @_care("--task-timeout", metavar="S|Nx", help=_TASK_TIMEOUT_HELP)
+@_care("--rate", metavar="N/s", help=_RATE_HELP)
 @_care("--timeout", metavar="S", help=_TIMEOUT_HELP)
 @_care("--memory-limit", metavar="SIZE", help=_MEMORY_HELP)
 @_care("--max-tasks-per-child", metavar="N", help=_MOST_TASKS_HELP)

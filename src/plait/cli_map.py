@@ -45,6 +45,7 @@ NUMBERS = (
     "buffersize",
     "retries",
     "task_timeout",
+    "rate",
     "timeout",
     "memory_limit",
     "max_tasks_per_child",

@@ -6,11 +6,8 @@ with the number until something else is the limit (Little's law: tasks inside = 
 time of a task), and past that tasks only wait longer, or get in each other's way.
 
 The way up is hill climbing, as in Hellerstein, Morrison, Eilebrecht, "Optimizing concurrency
-levels in the .NET ThreadPool" (FeBID 2008). Where a server says that it has too much, the
-number is halved, and grows back by a constant step (additive increase, multiplicative
-decrease: Chiu, Jain, "Analysis of the increase and decrease algorithms for congestion
-avoidance in computer networks", Computer Networks and ISDN Systems 17, 1989; for servers:
-Netflix, concurrency-limits).
+levels in the .NET ThreadPool" (FeBID 2008). What a server says that it has too much of is in
+throttle.py.
 """
 
 from __future__ import annotations
@@ -24,7 +21,7 @@ __all__ = ["Climber"]
 RISE = 2.0
 """How much larger the next size to try is, while throughput grows with it."""
 SMALL_RISE = 1.4
-"""The same when it grows less, when it is looked again, and after an overload."""
+"""The same when it grows less, and when it is looked again."""
 STEEP = 0.85
 """Throughput grows with the size if it has this share of the size's own growth."""
 FINE = 1.25
@@ -38,10 +35,6 @@ DROP = 0.85
 PATIENCE = 32
 """Readings until it looks again anyway; twice as many each time that nothing has changed."""
 MOST_PATIENCE = 512
-BELOW_OVERLOAD = 0.9
-"""Until it looks again, it goes up to this share of the size that was too much."""
-RECOVERY = 16
-"""In so many round trips a size that was halved could be what it was."""
 
 
 class Meter:
@@ -114,11 +107,8 @@ class Climber:
     def __init__(self, start: int, most: int, least: int = 1) -> None:
         self._least = least
         self._most = max(most, least)
-        self.size = self._goal = max(least, min(start, most))
-        self._limit = self._most  # what an overload has left of it
+        self.size = max(least, min(start, most))
         self._rise = RISE
-        self._step = 0  # upwards after an overload; 0: at once
-        self._immune = 0  # tasks to finish before another overload counts
         self._curve = Curve()
         self._meter = Meter()
         self._watch = Watch()
@@ -130,34 +120,15 @@ class Climber:
         Failed tasks count. Intervals may be of any length; those in which there were fewer
         tasks to run than ``size`` are to be left out.
         """
-        self._immune -= tasks
         rate = self._meter.read(tasks, seconds, self.size)
         if rate is None:
             return self.size
-        if self.size < self._goal:
-            self._move(self._goal)
-        elif self.is_settled:
+        if self.is_settled:
             if self._watch.is_over(rate):
-                self._look_again()
+                self._start_over()
         else:
             self._curve.note(self.size, rate)
             self._go_on()
-        return self.size
-
-    def back_off(self) -> int:
-        """Halve the size, for a task failed as it does where a server has too much to do.
-
-        What fails before the tasks have finished that ran at that moment tells of the same
-        overload, and changes nothing. Return the size from now on.
-        """
-        if self._immune > 0:
-            return self.size
-        old = self._immune = self.size
-        self._limit = max(self._least, int(old * BELOW_OVERLOAD))
-        self._step = math.ceil(old / 2 / RECOVERY)
-        self._watch.patience = PATIENCE
-        self._start_over()
-        self._move(max(self._least, old // 2))
         return self.size
 
     def _go_on(self) -> None:
@@ -166,7 +137,7 @@ class Climber:
             self._move(size)
             return
         self.is_settled = True
-        self._move(self._watch.begin(self._smallest_good(), self._limit))
+        self._move(self._watch.begin(self._smallest_good(), self._most))
 
     def _next_size(self) -> int | None:
         """Return the size to read next; None if enough is known."""
@@ -176,8 +147,8 @@ class Climber:
             again = curve.doubt(size, self.size)
             if again is not None:
                 return again
-        if good == curve.sizes[-1] and good < self._limit:
-            return min(self._limit, max(good + 1, round(good * self._next_rise(good, below))))
+        if good == curve.sizes[-1] and good < self._most:
+            return min(self._most, max(good + 1, round(good * self._next_rise(good, below))))
         if not below:
             lower = max(self._least, min(good - 1, round(good / self._rise)))
             return lower if lower < good else None
@@ -194,17 +165,10 @@ class Climber:
         growth = self._curve.rate(good) / max(self._curve.rate(below[-1]), 1e-9)
         return self._rise if growth >= STEEP * good / below[-1] else SMALL_RISE
 
-    def _look_again(self) -> None:
-        self._limit = self._most
-        self._start_over()
-
     def _start_over(self) -> None:
         self._curve, self._rise, self.is_settled = Curve(), SMALL_RISE, False
 
-    def _move(self, goal: int) -> None:
-        """Go to another size: at once, or after an overload upwards step by step."""
-        old, self._goal = self.size, goal
-        is_slow = self._step and goal > old
-        self.size = min(goal, old + self._step) if is_slow else goal
-        is_there = self.size == goal != old  # on the way there nothing is compared
-        self._meter.restart(old if is_there else 0)
+    def _move(self, size: int) -> None:
+        """Go to another size."""
+        old, self.size = self.size, size
+        self._meter.restart(old if size != old else 0)

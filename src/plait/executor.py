@@ -27,9 +27,11 @@ from plait.limits import Limits
 from plait.model import Facts
 from plait.options import Options, refuse_names
 from plait.outcome import Call
+from plait.paced import PacedDesk
 from plait.plans import choose
 from plait.preload import check_preload
 from plait.server_process import start_early
+from plait.throttle import Pace
 
 if TYPE_CHECKING:
     from plait.backends.contract import Backend
@@ -54,6 +56,8 @@ class Executor(concurrent.futures.Executor):
         max_tasks_per_child: how many tasks a worker process runs before it is replaced.
         task_timeout: seconds that one task may take; see ``plait.Options``.
         memory_limit: memory that a worker process may have; see ``plait.Options``.
+        rate: how many tasks may start in a time, like "10/s"; see ``plait.Options``. It holds for
+            all that is submitted and mapped here together.
 
     Attributes:
         options: what holds for its workers and tasks, as ``plait.Options``.
@@ -84,6 +88,7 @@ class Executor(concurrent.futures.Executor):
         max_tasks_per_child: int | None = None,
         task_timeout: float | str | None = None,
         memory_limit: int | str | None = None,
+        rate: float | str | None = None,
         **unknown: Never,
     ) -> None:
         given = {
@@ -96,6 +101,7 @@ class Executor(concurrent.futures.Executor):
             "max_tasks_per_child": max_tasks_per_child,
             "task_timeout": task_timeout,
             "memory_limit": memory_limit,
+            "rate": rate,
         }
         refuse_names(unknown, "plait.Executor", given)
         self.options = Options.of(given)
@@ -114,6 +120,10 @@ class Executor(concurrent.futures.Executor):
             self._desk = CallDesk(self._backend)
         else:
             self._desk = LaneDesk(self._backend, setting)
+        self.pace = None
+        if rate is not None:
+            self.pace = Pace(*self.options.starts_in_s)
+            self._desk = PacedDesk(self._desk, self._backend, self.pace)
         self._checked: object = None  # the last function that was found to be right
         self._maps: set[threading.Thread] = set()
         self._is_shut_down = False
@@ -164,12 +174,14 @@ class Executor(concurrent.futures.Executor):
             "chunksize": chunksize,
             "task_timeout": self.options.task_timeout,
             "memory_limit": self.options.memory_limit,
+            "rate": self.options.rate,
         }
         options = check(fn, given)
         items = list(zip(*iterables, strict=False))
         call = Call(fn, "star")
         backend = self.backend_for_calls()
-        made = prepare(call, (items,), options.with_order(ordered=True), backend=backend)
+        options = options.with_order(ordered=True)
+        made = prepare(call, (items,), options, backend=backend, pace=self.pace)
         values: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
 
         def feed() -> None:

@@ -167,6 +167,7 @@ class Facts(NamedTuple):
     costs: Costs = Costs()
     most_workers: int | None = None  # that were asked for
     spent_s: float = 0.0  # by the sample
+    most_per_s: float = math.inf  # tasks that may start in a second
 
     @property
     def expected(self) -> int:
@@ -230,11 +231,12 @@ def predict(backend: str, facts: Facts) -> Choice:
         workers = 1 if backend == "serial" else default_workers(backend, facts)
         seconds = math.inf
         if backend == "serial" and facts.sample is not None:
-            seconds = facts.expected * facts.sample.task_s
+            seconds = facts.expected * max(facts.sample.task_s, 1 / facts.most_per_s)
         return _choice(Choice(backend, workers, seconds, why_not=why_not), facts)
     sample = facts.sample.in_worker
     facts = facts._replace(sample=sample)
     way = _threads(sample, facts) if backend == "threads" else _processes(sample, facts)
+    way = way._replace(most_per_s=min(way.most_per_s, facts.most_per_s))
     most = min(_most_workers(backend, facts), max(facts.expected, 1))
     workers = min(most, _enough_workers(way, facts.cpus))
     at_work = workers

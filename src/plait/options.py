@@ -31,12 +31,15 @@ Progress = bool | Callable[[int, int | None], None]
 ErrorFilter = (
     type[BaseException] | tuple[type[BaseException], ...] | Callable[[BaseException], bool]
 )
+# What reads from an error how long to wait: the name of an attribute, or a function of the error.
+RetryAfter = str | Callable[[Any], object] | None
 
 
 class WithWorkers(Protocol):
     """What ``executor=`` takes: a ``plait.Executor``, which this module may not import."""
 
     options: Options
+    pace: Any  # what its ``rate`` has made, or None
 
     def backend_for_calls(self) -> Any:
         """Return its pool; raises PoolClosed after its shutdown."""
@@ -62,6 +65,8 @@ class OptionArgs(TypedDict, total=False):
     retries: int
     retry_on: ErrorFilter
     backoff: float | tuple[float, float, float]
+    retry_after: RetryAfter
+    rate: float | str | None
     slow_down_on: ErrorFilter
     memory_limit: int | str | None
     max_tasks_per_child: int | None
@@ -104,10 +109,21 @@ class Options:
         retry_on: for which errors: a class, a tuple of classes, or a function of the error.
         backoff: (initial, factor, maximum) in seconds: before the nth retry a random time
             up to ``initial * factor ** (n - 1)`` passes; a number is (number, 2, unlimited).
-        slow_down_on: for which errors (as ``retry_on``) fewer tasks are run at once on threads
-            and asyncio, for they tell of an overloaded server; () for none, the default: errors
-            that tasks raise now and then would slow down all of them. TaskTimeout is a
-            TimeoutError. What a function raises here ends the run, as with ``retry_on``.
+        retry_after: where an error says how many seconds to wait before the next try: the name
+            of its attribute, like ``"retry_after"``, or a function of the error that returns
+            them. A number, a timedelta, or the text of a Retry-After header (seconds or an HTTP
+            date); None, or no such attribute: ``backoff`` alone. The time of ``backoff`` is added,
+            so that tasks which failed together do not return together.
+        rate: how many tasks may start in a time, at most: a text like ``"10/s"``, ``"100/min"``,
+            ``"5000/h"``, or a number per second. Each further try is a start, too. Starts are
+            evenly spaced, also after a pause: no burst makes up for it. Tasks are sent one by one
+            then (``chunksize=1``). The rate holds for one call, or for one Executor.
+        slow_down_on: for which errors (as ``retry_on``) fewer tasks run at once, for these tell of
+            an overloaded server; () for none, the default. After each round of tasks in which
+            some failed so, the number is lowered by half the share that failed, and it grows
+            back by one for each round in which at most 3% do. If ``retry_after`` finds a time in
+            such an error, no task starts meanwhile. TaskTimeout is a TimeoutError. What a function
+            raises here ends the run, as with ``retry_on``.
         memory_limit: resident memory that a worker process, with what it started, may have:
             bytes, or a text like "2GB" or "512MiB".
         max_tasks_per_child: how many tasks a worker process runs before it is replaced.
@@ -134,6 +150,8 @@ class Options:
     retries: int = 0
     retry_on: ErrorFilter = Exception
     backoff: float | tuple[float, float, float] = (0.1, 2.0, 30.0)
+    retry_after: RetryAfter = None
+    rate: float | str | None = None
     slow_down_on: ErrorFilter = ()
     memory_limit: int | str | None = None
     max_tasks_per_child: int | None = None
@@ -165,7 +183,13 @@ class Options:
                 allowed = f"None with backend={options.backend!r}: only processes can be ended"
                 raise OptionError(name, value, allowed)
         options._check_preload()
-        return options
+        return options if options.rate is None else options._with_single_tasks()
+
+    def _with_single_tasks(self) -> Options:
+        if self.chunksize not in ("auto", 1):
+            allowed = f"1 or 'auto' with rate={self.rate!r}: each start of a task has its own time"
+            raise OptionError("chunksize", self.chunksize, allowed)
+        return replace(self, chunksize=1)
 
     def _check_preload(self) -> None:
         has_server = self.backend in ("auto", "processes") and self.start_method != "spawn"
@@ -185,6 +209,20 @@ class Options:
         """The limit of memory in bytes."""
         return None if self.memory_limit is None else _bytes_of(self.memory_limit)
 
+    @property
+    def starts_in_s(self) -> tuple[int, float]:
+        """So many tasks may start in so many seconds, where there is a rate."""
+        assert self.rate is not None
+        return _read_rate(self.rate)
+
+    @property
+    def most_per_s(self) -> float:
+        """How many tasks may start in a second."""
+        if self.rate is None:
+            return math.inf
+        count, seconds = self.starts_in_s
+        return count / seconds
+
     def with_order(self, ordered: bool) -> Options:  # noqa: FBT001  it is the option's own type
         """Fill in the order where the user did not ask for one."""
         return self if self.ordered is not None else replace(self, ordered=ordered)
@@ -202,7 +240,9 @@ def _with_executor(given: Mapping[str, Any], its: Options) -> dict[str, Any]:
                 allowed = "None on a serial executor: who runs tasks cannot watch the time as well"
                 raise OptionError(name, given[name], allowed)
     of_workers = {name: getattr(its, name) for name in OF_WORKERS if name not in FOR_STARTS}
-    of_tasks = {name: getattr(its, name) for name in ("task_timeout", "memory_limit")}
+    if its.rate is not None and given.get("rate") not in (None, its.rate):
+        raise OptionError("rate", given["rate"], f"{its.rate!r}, which the executor has")
+    of_tasks = {name: getattr(its, name) for name in ("task_timeout", "memory_limit", "rate")}
     starts = {name: _DEFAULTS[name] for name in FOR_STARTS}  # that is its own business
     return {**of_tasks, **given, **of_workers, **starts}
 
@@ -286,6 +326,41 @@ def _bytes_of(size: int | str) -> int:
     return int(float(digits) * UNITS[text[len(digits) :].strip()])
 
 
+RATE_UNITS = {"s": 1, "sec": 1, "second": 1, "m": 60, "min": 60, "minute": 60}
+RATE_UNITS |= {"h": 3600, "hour": 3600, "d": 86400, "day": 86400}
+
+
+def _read_rate(rate: float | str) -> tuple[int, float]:
+    """Return how many starts there may be in how many seconds; ValueError, KeyError for no rate.
+
+    >>> _read_rate("100/min"), _read_rate(0.5)
+    ((100, 60.0), (1, 2.0))
+    """
+    text, _, unit = str(rate).partition("/")
+    number = float(text)
+    if isinstance(rate, bool) or not _is_positive(number):
+        raise ValueError(rate)
+    seconds = RATE_UNITS[unit.strip()] if isinstance(rate, str) else 1
+    count = max(1, int(number))
+    return count, seconds * count / number
+
+
+def _check_rate(value: Any) -> str | None:
+    is_good = isinstance(value, str | int | float | None)
+    try:
+        if is_good and value is not None:
+            is_good = all(map(_is_positive, _read_rate(value)))
+    except (ValueError, KeyError, OverflowError):  # no number, no such unit
+        is_good = False
+    allowed = "a text like '10/s', '100/min' or '5000/h', a number of tasks per second, or None"
+    return None if is_good else allowed
+
+
+def _check_retry_after(value: Any) -> str | None:
+    is_good = value is None or callable(value) or (isinstance(value, str) and value.isidentifier())
+    return None if is_good else "the name of an attribute of the error, a function of it, or None"
+
+
 def _check_errors(value: Any) -> str | None:
     classes = value if isinstance(value, tuple) else (value,)
     is_classes = all(isinstance(one, type) and issubclass(one, BaseException) for one in classes)
@@ -321,6 +396,8 @@ CHECKS: dict[str, Check] = {
     ),
     "retry_on": _check_errors,
     "backoff": _check_backoff,
+    "retry_after": _check_retry_after,
+    "rate": _check_rate,
     "slow_down_on": _check_errors,
     "memory_limit": _check_memory_limit,
     "max_tasks_per_child": _count(None),
@@ -397,6 +474,10 @@ FOREIGN = {
     "delay": "backoff",
     "retry_delay": "backoff",
     "max_tasks": "max_tasks_per_child",
+    "rate_limit": "rate",
+    "max_rate": "rate",
+    "throttle": "rate",
+    "requests_per_second": "rate",
     "throttle_on": "slow_down_on",
     "backoff_on": "slow_down_on",
     "overload_on": "slow_down_on",
@@ -407,7 +488,6 @@ FOREIGN = {
 
 # For what has no single word here; a word in FOREIGN comes first.
 SENTENCES = {
-    "rate_limit": "Bound how many tasks run at once with max_workers.",
     "seed": "plait draws no numbers: give each task a seed of its own with its item.",
     "random_state": "plait draws no numbers: give each task a seed of its own with its item.",
     "executor": "An executor has a map of its own: executor.map(fn, items).",

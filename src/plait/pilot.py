@@ -76,10 +76,8 @@ class Pilot:
         self.workers = plan.max_workers
         self.is_leaving = False
         self._machine = machine or Machine()
-        self._climber: Climber | None = None
-        if plan.backend in ("threads", "asyncio") and plan.max_workers > 1:
-            self._climber = Climber(plan.max_workers, self.capacity)
-        self._has_slowed = False
+        can_climb = self._climbs and plan.max_workers > 1
+        self._climber = Climber(plan.max_workers, self.capacity) if can_climb else None
         self._learned_at = now
         self._since: float | None = None  # it is looked at; at first, when first results came
         self._look_s = FIRST_LOOK_S
@@ -142,16 +140,9 @@ class Pilot:
         climber = self._climber
         if climber is not None:
             seconds, self._learned_at = now - self._learned_at, now
-            # A number that was asked for is kept, as long as nobody has too much of it.
-            if is_full and (self._climbs or self._has_slowed):
+            if is_full:
                 climber.learn(tasks, seconds)
             self.workers = climber.size
-
-    def slow_down(self) -> None:
-        """Hear that a task failed as tasks do if a server has too much to do."""
-        if self._climber is not None:
-            self._has_slowed = True
-            self.workers = self._climber.back_off()
 
     # --- Which plan ---------------------------------------------------------------------
 
@@ -176,6 +167,8 @@ class Pilot:
         self._look_s *= 2
         facts, sample = self._plan.facts, self._plan.sample
         measure = MEASURES.get(self._plan.backend)
+        if self._options.rate is not None and self._plan.backend != "serial":
+            return None  # that workers wait for their time says nothing of them
         if facts is None or sample is None or measure is None or self._since is None:
             return None
         if self._plan.backend != "serial":

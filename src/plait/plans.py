@@ -136,7 +136,7 @@ def choose(options: Options, facts: Facts) -> Plan:
     >>> print(choose(Options(), Facts(4, sample=sample, remaining=998)).headline)
     threads x 32: it waits 98% of its time (10 ms a task), and 32 of them wait at once.
     """
-    facts = facts._replace(most_workers=options.max_workers)
+    facts = facts._replace(most_workers=options.max_workers, most_per_s=options.most_per_s)
     settled = _settle(options, facts)
     if settled is not None:
         backend, reason = settled
@@ -254,6 +254,9 @@ def _reason_for_the_loop(facts: Facts, sample: Sample, choices: tuple[Choice, ..
         return f"{what}, and there is one task left."
     if facts.cpus == 1 and sample.cpu_share >= WAITS_BELOW:
         return f"{what}, and there is one CPU for it."
+    if facts.most_per_s * sample.task_s <= 1:
+        interval = duration_text(1 / facts.most_per_s)
+        return f"{what}, and by the rate the next one begins {interval} later."
     if sample.own_cpus > max(1.3, 0.6 * facts.cpus):
         alone = "" if sample.one_cpu_s is None else f", {duration_text(sample.one_cpu_s)} on one"
         return f"it uses {_own_cpus(sample)}{alone}."

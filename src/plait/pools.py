@@ -14,22 +14,25 @@ from __future__ import annotations
 import atexit
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from plait.backends import open_backend
+from plait.backends.contract import Setting
 from plait.errors import WorkerStartError
 from plait.host import cpu_count, monotonic
+from plait.outcome import Call, Chunk
 from plait.running import OUR_LOOP, inside
 from plait.sentinel import wait_gone
 
 if TYPE_CHECKING:
-    from plait.backends.contract import Backend
+    from plait.backends.contract import Backend, Lane
     from plait.options import Options
     from plait.plans import Plan
 
-__all__ = ["is_warm", "leased"]
+__all__ = ["begin_to_warm", "is_warm", "leased"]
 
 IDLE_S = 30.0
 MOST_ALIKE = 2
@@ -219,3 +222,19 @@ def leased(plan: Plan, options: Options, max_workers: int) -> Iterator[Backend]:
 def is_warm(backend: str) -> bool:
     """Whether a pool of that kind stands ready."""
     return any(warm.key[0] == backend and warm.is_kept for warm in list(_pools.warm))
+
+
+def begin_to_warm(backend: Backend, fn: Callable[..., Any]) -> Lane:
+    """Start all workers of a pool of processes; they are ready when nothing of the lane is pending.
+
+    For tasks that have a time at which they start. Those which were sent to workers that are not
+    ready yet, or have to import what the function needs, would all start at once, when these are.
+    """
+    lane = backend.open_lane(Call(partial(_do_nothing, fn)), Setting(starts_all=True))
+    if not backend.traits.shares_memory:
+        lane.submit(*(Chunk(place, (place,)) for place in range(backend.max_workers)))
+    return lane
+
+
+def _do_nothing(_fn: object, _item: int) -> None:
+    """Show that a worker is ready."""

@@ -29,6 +29,9 @@ class Report:
         task_s: seconds that the tasks took, added up over all workers.
         queued_s: of these, what worker processes waited for a free CPU.
         retries: how often a failed task was tried again.
+        decreases: how often ``slow_down_on`` has lowered the number of tasks at once.
+        least_at_once: the lowest number that it came to; None: it was never lowered.
+        at_once: the number that it is now, if it was ever lowered.
         abandoned: tasks on threads, or coroutines, that ran over their time, could not be ended,
             and may still be running.
         shortage: how many workers there were, where the system refused more, and why; or "".
@@ -44,6 +47,9 @@ class Report:
     task_s: float = 0.0
     queued_s: float = 0.0
     retries: int = 0
+    decreases: int = 0
+    least_at_once: int | None = None
+    at_once: int | None = None
     abandoned: int = 0
     shortage: str = ""
     shared_bytes: int = 0
@@ -104,6 +110,8 @@ class Report:
             ("for-loop", f"{self.loop_s:.3f} s, the times of the tasks added up"),
             ("speed-up", f"{self.speedup:.2f} x"),
         ]
+        if self.decreases:
+            rows.append(("slowed", self._slowdown_text()))
         if self.shortage:
             rows.append(("workers", self.shortage))
         if self.shared_bytes:
@@ -116,6 +124,11 @@ class Report:
         if "main" not in self.workers:
             return text
         return f"{text} and the caller" if others else "the caller"
+
+    def _slowdown_text(self) -> str:
+        times = f"{self.decreases:,} time{'s' * (self.decreases != 1)}"
+        tasks = f"{self.least_at_once} task{'s' * (self.least_at_once != 1)}"
+        return f"{times} by slow_down_on, to {tasks} at once at the lowest; now {self.at_once}"
 
     def _prediction_text(self) -> str:
         predicted = self.predicted_s

@@ -1,14 +1,15 @@
 """Whether a failed task is tried again, and when. Pure: errors and times in, decisions out.
 
-And whether it failed as tasks do where a server has too much to do.
+(An error may name a date to wait for: only then is the clock of this machine read.)
 """
 
 from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from time import time
+from typing import TYPE_CHECKING, Any
 
 from plait.errors import NotPicklable
 from plait.outcome import Attempt, Chunk, Finished
@@ -16,35 +17,66 @@ from plait.outcome import Attempt, Chunk, Finished
 if TYPE_CHECKING:
     from plait.options import ErrorFilter, Options
 
-__all__ = ["Retries", "RetryPolicy", "tell_of_overload"]
+__all__ = ["Retries", "RetryPolicy", "is_one", "read_seconds"]
 
 
-def tell_of_overload(errors: Iterable[BaseException], slow_down_on: ErrorFilter) -> bool:
-    """Whether one of the errors is what the option ``slow_down_on`` asks for.
+def is_one(error: BaseException, asked: ErrorFilter) -> bool:
+    """Whether an error is what an option like ``retry_on`` asks for.
 
-    What a function of the user's raises comes out of here, as with ``retry_on``: it is a
-    mistake to be seen. Ask when the outcomes are recorded, and none is lost by it.
+    What a function of the user's raises comes out of here: it is a mistake to be seen.
 
-    >>> tell_of_overload([ValueError(), TimeoutError()], TimeoutError)
-    True
-    >>> tell_of_overload([OSError("503")], lambda error: "503" in str(error))
+    >>> is_one(TimeoutError(), (OSError, KeyError)), is_one(ValueError(), ())
+    (True, False)
+    >>> is_one(OSError("503"), lambda error: "503" in str(error))
     True
     """
-    return any(_is_one(error, slow_down_on) for error in errors)
-
-
-def _is_one(error: BaseException, asked: ErrorFilter) -> bool:
     if isinstance(asked, type | tuple):
         return isinstance(error, asked)
     return bool(asked(error))
 
 
+def read_seconds(asked: Any) -> float | None:
+    """Return how many seconds an answer asks to wait; None: it does not say.
+
+    ``asked`` is a number of seconds, a timedelta, or the text of a Retry-After header: seconds or
+    an HTTP date (RFC 9110, 10.2.3), which is compared with the clock of this machine. Other texts
+    count as none: they came from a server. Raises TypeError for anything else.
+
+    >>> read_seconds("120"), read_seconds(-1.5), read_seconds("soon"), read_seconds(None)
+    (120.0, 0.0, None, None)
+    """
+    if isinstance(asked, str):
+        seconds = _read_header(asked)
+    elif hasattr(asked, "total_seconds"):
+        seconds = float(asked.total_seconds())
+    elif isinstance(asked, int | float) and not isinstance(asked, bool):
+        seconds = float(asked)
+    elif asked is None:
+        return None
+    else:
+        allowed = "a number of seconds, a timedelta, the text of a Retry-After header, or None"
+        raise TypeError(f"retry_after found {asked!r}, which is not {allowed}.")
+    return max(0.0, seconds) if math.isfinite(seconds) else None
+
+
+def _read_header(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        from email.utils import parsedate_to_datetime  # few servers send a date
+    try:
+        return parsedate_to_datetime(text).timestamp() - time()
+    except ValueError:
+        return math.nan
+
+
 class RetryPolicy:
-    """What the options ``retries``, ``retry_on`` and ``backoff`` ask for.
+    """What the options ``retries``, ``retry_on``, ``backoff`` and ``retry_after`` ask for.
 
     The wait before a try is drawn evenly from 0 to ``initial * factor ** (tries - 1)``, at
     most ``maximum`` seconds ("full jitter": Brooker, "Exponential Backoff And Jitter", AWS
-    Architecture Blog, 2015), so that tasks which failed together do not return together.
+    Architecture Blog, 2015), so that tasks which failed together do not return together. Where
+    the error says how long to wait, that is added.
 
     >>> from plait.options import Options
     >>> policy = RetryPolicy(Options(retries=2, backoff=(1.0, 2.0, 60.0)))
@@ -57,6 +89,7 @@ class RetryPolicy:
     def __init__(self, options: Options) -> None:
         self._retries = options.retries
         self._retry_on = options.retry_on
+        self._retry_after = options.retry_after
         given = options.backoff
         self._backoff = given if isinstance(given, tuple) else (float(given), 2.0, float("inf"))
 
@@ -73,12 +106,25 @@ class RetryPolicy:
         if attempt > self._retries or not self._is_to_be_retried(error):
             return None
         initial, factor, maximum = self._backoff
-        return draw() * min(initial * factor ** min(attempt - 1, 1000), maximum)
+        backoff_s = draw() * min(initial * factor ** min(attempt - 1, 1000), maximum)
+        return backoff_s + (self.asked_s(error) or 0.0)
+
+    def asked_s(self, error: BaseException) -> float | None:
+        """Return for how many seconds an error asks to wait; None: it does not.
+
+        What a function of the user's raises comes out of here.
+        """
+        asked = self._retry_after
+        if asked is None:
+            return None
+        if isinstance(asked, str):
+            return read_seconds(getattr(error, asked, None))
+        return read_seconds(asked(error))
 
     def _is_to_be_retried(self, error: BaseException) -> bool:
         # What cannot be pickled cannot be the next time either, if nobody says that it can.
         is_hopeless = isinstance(error, NotPicklable) and isinstance(self._retry_on, type | tuple)
-        return not is_hopeless and _is_one(error, self._retry_on)
+        return not is_hopeless and is_one(error, self._retry_on)
 
 
 class Retries:

@@ -34,7 +34,8 @@ from plait.plans import Plan, with_lengths
 from plait.probe import Probe
 from plait.progress import Show, show_progress
 from plait.report import Report
-from plait.retry import Retries, RetryPolicy, tell_of_overload
+from plait.retry import Retries, RetryPolicy
+from plait.throttle import Throttle
 
 if TYPE_CHECKING:
     from plait.backends.contract import Backend, Lane
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from plait.model import Sample
     from plait.options import Options
     from plait.quick import Start
+    from plait.throttle import Pace
 
 __all__ = ["Run"]
 
@@ -70,6 +72,7 @@ class Run:
         options: Options,
         *,
         backend: Backend | None = None,
+        pace: Pace | None = None,
         keeps: bool = False,
         start: Start | None = None,
         first: int = 0,
@@ -78,7 +81,8 @@ class Run:
     ) -> None:
         """Prepare a run over ``items``, ``total`` of them if that is known.
 
-        ``backend`` is a pool to use; ``keeps`` is for who collects everything anyway;
+        ``backend`` is a pool to use, ``pace`` that of an executor; ``keeps`` is for who collects
+        everything anyway;
         ``start`` is what was done already: ``items`` are those after it, from number ``first`` on,
         ``total`` counts all;
         ``is_stored``: all items are there already, and nobody changes them before the end;
@@ -111,6 +115,7 @@ class Run:
             in_one_piece=keeps and options.progress is False,
         )
         self._retries = Retries(RetryPolicy(options), _draw)
+        self._throttle = Throttle.of(options, pace)
         self._bell: SimpleQueue[None] = SimpleQueue()  # rung to end a wait for the next try
         self._deadline = math.inf
         self._looked_late = False
@@ -384,10 +389,22 @@ class Run:
                 options = replace(options, initializer=None)
             backend = stack.enter_context(pools.leased(plan, options, pilot.capacity))
         self._pool = backend
-        depth = backend.traits.queue_depth
-        self._lane = lane = backend.open_lane(self._call, self._setting)
+        depth = backend.traits.queue_depth if self._throttle is None else 1
+        lane = backend.open_lane(self._call, self._setting)
         stack.callback(self._close_lane, lane)
+        if self._throttle is not None and self._throttle.has_pace:
+            self._warm_up(backend)
+        self._lane = lane
         return Room(lane, self._feed.make_sizer(plan, depth), depth)
+
+    def _warm_up(self, backend: Backend) -> None:
+        """Have worker processes ready before tasks get the times at which they start."""
+        self._lane = lane = pools.begin_to_warm(backend, self._call.fn)
+        while lane.pending and not self._is_cancelled and monotonic() < self._deadline:
+            if self.beside is not None and self.beside.must_stop:
+                break
+            lane.wait_outcomes(self._patience(tries=False))
+        lane.close()
 
     def _machine(self) -> Machine:
         return Machine(queued_s, process_time, is_for_tasks=self._feed.is_at_hand)
@@ -407,36 +424,63 @@ class Run:
             if self.beside is not None and self.beside.must_stop:
                 yield NOTHING  # the helper leaves here, and the caller's thread goes on
             room.depth = pilot.depth(room.most_depth)
-            is_full = pilot.is_leaving or self._fill(room, pilot.workers)
+            look_at = math.inf if pilot.is_leaving else self._fill(room, pilot.workers)
             if self._is_stopped and self._retries:
                 yield from self._settle([])
             if not (lane.pending or (not pilot.is_leaving and (feed.is_open or self._retries))):
                 return
-            if feed.has_given_all:
+            # What waits behind another task is not given to other workers if these are too many.
+            if feed.has_given_all and self._throttle is None:
                 lane.end_input()
             self._check_time_with(lane)
             if lane.pending:
                 # A plan that is left tries nothing again.
                 has_room = lane.pending < pilot.workers * room.depth and not pilot.is_leaving
-                patience_s = self._patience(tries=has_room) if is_full else 0.0
-                batch = lane.wait_outcomes(patience_s)
+                batch = lane.wait_outcomes(self._patience(look_at, tries=has_room))
                 final = self._settle(batch)
                 self._learn(batch, room)
                 yield from final
-            elif feed.is_open and not feed.is_held_up:
+            elif feed.is_open and not feed.is_held_up and look_at == math.inf:
                 feed.wait(self._patience())
             else:
-                self._await_next_try()
+                self._await_next_try(look_at)
 
-    def _fill(self, room: Room, workers: int) -> bool:
-        """Submit what workers have room for: tasks that are due to be tried again come first."""
+    def _fill(self, room: Room, workers: int) -> float:
+        """Submit what workers have room for: tasks that are due to be tried again come first.
+
+        Return when to do it again, if nothing finishes before.
+        """
+        if self._throttle is not None:
+            return self._fill_slowly(room, self._throttle)
         while room.lane.pending < workers * room.depth:
             retry = self._retries.take_due(monotonic())
             if retry is None:
-                return self._feed.fill(room, workers, self._setting)
+                is_full = self._feed.fill(room, workers, self._setting)
+                return math.inf if is_full else 0.0
             self.report.retries += 1
             room.lane.submit(retry)
-        return True
+        return math.inf
+
+    def _fill_slowly(self, room: Room, throttle: Throttle) -> float:
+        """Do the same one by one, as ``rate`` and ``slow_down_on`` let tasks start."""
+        assert self._pilot is not None
+        lane, feed = room.lane, self._feed
+        while lane.pending < throttle.limit(self._pilot.workers):
+            if not throttle.start(now := monotonic()):
+                return throttle.due
+            retry = self._retries.take_due(now)
+            if retry is not None:
+                self.report.retries += 1
+                lane.submit(retry)
+                continue
+            fed = feed.fed
+            is_full = feed.fill(room, lane.pending + 1, self._setting)
+            if feed.fed == fed:
+                throttle.give_back()
+                break
+            if not is_full:
+                return 0.0
+        return math.inf
 
     def _learn(self, batch: list[Finished], room: Room) -> None:
         """Learn from what finished how large chunks are to be, how many, and by which plan."""
@@ -444,14 +488,14 @@ class Run:
         assert pilot is not None
         for finished in batch:
             room.sizer.learn(len(finished.values), finished.seconds)
-            if finished.errors and tell_of_overload(
-                finished.errors.values(), self._options.slow_down_on
-            ):
-                pilot.slow_down()
         if self.plan is not None and self.plan.is_guess:
             self._learn_lengths(self.plan, batch)
+        is_full = self._feed.is_open
+        if self._throttle is not None:
+            self._slow_down(self._throttle, batch)
+            is_full = is_full and not self._throttle.is_felt
         progress = room.lane.take_progress()
-        pilot.learn(batch, now := monotonic(), progress, is_full=self._feed.is_open)
+        pilot.learn(batch, now := monotonic(), progress, is_full=is_full)
         has_rest = self._feed.is_open or room.lane.left
         if pilot.is_due(now) and has_rest and not self._is_stopped:
             self._look_again(pilot, batch[-1] if batch else None, now)
@@ -465,6 +509,14 @@ class Run:
         ]
         if seconds:
             self.plan = self.report.plan = with_lengths(plan, seconds)
+
+    def _slow_down(self, throttle: Throttle, batch: list[Finished]) -> None:
+        """Have fewer tasks run at once if those that finished tell of an overload."""
+        throttle.learn(batch, monotonic())
+        window, report = throttle.window, self.report
+        if window is not None and window.decreases:
+            report.decreases, report.least_at_once = window.decreases, window.lowest
+            report.at_once = window.size
 
     def _look_again(self, pilot: Pilot, last: Finished | None, now: float) -> None:
         """Change to another plan if what was seen since speaks for it."""
@@ -507,21 +559,31 @@ class Run:
             self._stop_clock()
         return final
 
-    def _patience(self, *, tries: bool = True) -> float | None:
+    def _patience(self, look_at: float = math.inf, *, tries: bool = True) -> float | None:
         """Return how long may be waited before there is something else to do, in seconds.
 
-        ``tries`` says whether a task that is to be tried again could be, when that is due.
+        Nothing starts before ``look_at``, if that is given. Otherwise ``tries`` says whether a task
+        that is to be tried again could be, when that is due.
         """
-        due = min(self._deadline, self._retries.due if tries else math.inf)
+        if look_at == math.inf and tries:
+            look_at = self._retries.due
+        due = min(self._deadline, look_at)
         return None if due == math.inf else max(0.0, due - monotonic())
 
-    def _await_next_try(self) -> None:
-        """Wait until a task is to be tried again, or the reader lets more be read."""
-        if not (self._retries or self._has_helper):
+    def _await_next_try(self, look_at: float = math.inf) -> None:
+        """Wait until a task is to be tried again, or the reader lets more be read.
+
+        At ``look_at`` the next task may start, if that is given.
+        """
+        if look_at == math.inf and not (self._retries or self._has_helper):
             # All outcomes were handed out, or wait for one before them that will never come.
             self._audit.check(self._feed.numbered)
+        self._rest(look_at)
+
+    def _rest(self, until: float) -> None:
+        """Wait until then, or until something wakes this thread."""
         with suppress(Empty):
-            self._bell.get(timeout=self._patience())
+            self._bell.get(timeout=self._patience(until))
 
     def _check_time_with(self, lane: Lane) -> None:
         """Check the time, but have the lane looked at once more when it is over.
@@ -584,7 +646,7 @@ class Run:
                     probe.has_abandoned = False
                     self.report.abandoned += 1
                     self._check_time()  # it may be the whole call's time that is over
-                yield from self._settle([finished])
+                yield from self._settle_early(finished)
                 if self.plan is not None:
                     yield from self._take_early()
                     return
@@ -593,6 +655,13 @@ class Run:
                     look_ahead(options, probe.sample, self._feed.remaining)
                     look_at_s = 2 * probe.spent_s
         self.follow(self._choose(probe.sample, probe.last))
+
+    def _settle_early(self, finished: Finished) -> list[Finished]:
+        """Record what is final of the sample."""
+        final = self._settle([finished])
+        if self._throttle is not None:
+            self._throttle.learn([finished], monotonic())
+        return final
 
     def _make_probe(self) -> Probe:
         feed = self._feed
@@ -681,12 +750,23 @@ class Run:
         But not for the reader, nor while a task is to be tried again, which the sample does not
         do: the next item may not come before that one's value does.
         """
-        feed = self._feed
+        feed, throttle = self._feed, self._throttle
         while True:
+            if throttle is not None:
+                count = 1
+                self._await_start(throttle)
             chunk = feed.take(count, count, 1)
+            if throttle is not None and not len(chunk.items):
+                throttle.give_back()
             if len(chunk.items) or not feed.is_open or feed.is_held_up or self._retries:
                 return chunk
             feed.wait(self._patience())
+            self._check_time()
+
+    def _await_start(self, throttle: Throttle) -> None:
+        """Wait until another task may start, and count that; or until the run is stopped."""
+        while not throttle.start(monotonic()) and self._feed.is_open:
+            self._rest(throttle.due)
             self._check_time()
 
     def _choose(

@@ -50,6 +50,7 @@ class Setting:
         inside: the pools in whose tasks the call was made; see running.py.
         keeps_items: whether nobody can change an item before the lane is closed.
         in_one_piece: whether nobody looks at results before the last of them is there.
+        starts_all: whether a worker process is to be started for each chunk at once.
     """
 
     def __init__(
@@ -59,7 +60,9 @@ class Setting:
         prefix_output: bool = False,
         keeps_items: bool = False,
         in_one_piece: bool = False,
+        starts_all: bool = False,
     ) -> None:
+        self.starts_all = starts_all
         self.in_one_piece = in_one_piece
         self.limits = limits or Limits()
         self.prefix_output = prefix_output

@@ -192,7 +192,7 @@ class Dispatcher:
             else:
                 return worker
         if self._count_places() < self._crew.max_workers and self._crew.may_grow:
-            if not self._may_start():
+            if not (job.lane.starts_all or self._may_start()):
                 return None
             started = self._crew.start_worker(job.lane.context)
             if started is not None or self._crew.is_broken:

@@ -195,6 +195,7 @@ class ProcessLane:
         self.call = call
         self.context = Context.here()
         self.limits = setting.limits
+        self.starts_all = setting.starts_all
         self._prefix = setting.prefix_output
         self.segments: list[int] = []  # where the function lies
         self._store = backend.store
