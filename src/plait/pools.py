@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from plait.options import Options
     from plait.plans import Plan
 
-__all__ = ["is_warm", "leased"]
+__all__ = ["close_idle", "is_warm", "leased"]
 
 IDLE_S = 30.0
 
@@ -108,6 +108,15 @@ class _Pools:
         self.warm = [warm for warm in self.warm if warm not in old]
         return [warm.backend for warm in old]
 
+    def close_idle(self) -> None:
+        with self.changed:
+            idle = [warm for warm in self.warm if not warm.users]
+            self.warm = [warm for warm in self.warm if warm.users]
+            for warm in self.warm:
+                warm.is_kept = False  # it closes with its last call
+        for warm in idle:
+            warm.backend.close()
+
     def close(self) -> None:
         with self.changed:
             old, self.warm = self.warm, []
@@ -136,6 +145,11 @@ def _close_all() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_pools.abandon)
+
+
+def close_idle() -> None:
+    """Close the pools that no call uses, and let the others close with their last call."""
+    _pools.close_idle()
 
 
 @contextmanager

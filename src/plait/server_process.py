@@ -13,24 +13,32 @@ import sys
 from _thread import allocate_lock  # as in threading
 
 from plait.bare import Socket, send_fds, socketpair
+from plait.interpreter import python_command, why_not
 
 TYPE_CHECKING = False  # as in typing
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["CAN_FORK", "ServerProcess", "python_command", "server", "start_early"]
+__all__ = ["CAN_FORK", "ServerProcess", "server", "start_early"]
 
 CAN_FORK = hasattr(os, "fork") and hasattr(os, "posix_spawn")
 """Whether there can be a server: not on Windows."""
+MOST_WORDS = 2000
 
 
 class ServerProcess:
     """The fork server of this process; started at the first need, and again if it died."""
 
     def __init__(self) -> None:
-        self._lock = allocate_lock()  # guards the two below
+        self._lock = allocate_lock()  # guards all that is below, but for the last two
         self._pid = 0  # 0: it does not run
         self._root: Socket | None = None
+        self._command: list[str] = []
+        self._words_fd = -1  # what it says on standard error as it starts
+        self._failed: object = ()  # sys.executable, if that did not become a server
+        self._failure = ""
+        self.has_answered = False
+        self.users: set[object] = set()  # those who have workers there
 
     def start(self) -> None:
         """Start it, unless it was. Raises OSError."""
@@ -45,64 +53,150 @@ class ServerProcess:
                 try:
                     send_fds(self._root, data, [fd])
                 except OSError:  # it died
-                    self._stop()
+                    self._bury()
                 else:
                     return
             self._start()
             assert self._root is not None
             send_fds(self._root, data, [fd])
 
+    def why_not(self) -> str:
+        """Return why it cannot be started, "" if nothing speaks against it."""
+        if self._root is not None and self.has_answered:
+            return ""
+        return self._failure if self._failed == sys.executable else why_not()
+
     def _start(self) -> None:
+        if reason := self.why_not():
+            raise OSError(reason)
         root, theirs = socketpair()
+        self._words_fd = _open_words()
         try:
-            self._pid = _spawn(theirs.fileno())
+            self._pid, self._command = _spawn(theirs.fileno(), self._words_fd)
         except OSError:
             root.close()
+            self._close_words()
             raise
         finally:
             theirs.close()
-        self._root = root
+        self._root, self.has_answered = root, False
+
+    def _bury(self) -> None:
+        """Note its death. What never came to work is not started again, but for a kill."""
+        status = self._wait()
+        was_killed = status is not None and os.WIFSIGNALED(status) and os.WTERMSIG(status) == 9
+        if not (self.has_answered or was_killed) and self._words_fd >= 0:
+            self._failure = _failure_text(self._command, status, self._words_fd)
+            self._failed = sys.executable
+        self._stop()
+
+    def _wait(self) -> int | None:
+        try:
+            return os.waitpid(self._pid, 0)[1] if self._pid else None
+        except ChildProcessError:  # somebody has waited for every child there is
+            return None
+        finally:
+            self._pid = 0
 
     def _stop(self) -> None:
         if self._root is not None:
             self._root.close()
-            try:  # noqa: SIM105  contextlib takes longer to load than all of this
-                os.waitpid(self._pid, 0)
-            except ChildProcessError:  # somebody has waited for every child there is
-                pass
-        self._root, self._pid = None, 0
+            self._wait()
+        self._close_words()
+        self._root = None
+
+    def _close_words(self) -> None:
+        if self._words_fd >= 0:
+            os.close(self._words_fd)
+        self._words_fd = -1
 
     def close(self) -> None:
         """End it, and with it all of its workers."""
         with self._lock:
             self._stop()
 
+    def close_unused(self) -> None:
+        """End it if nobody has workers there."""
+        with self._lock:
+            if not self.users:
+                self._stop()
+
     def forget(self) -> None:
         """In a forked child of this process: the server is the parent's."""
         root = self._root
+        self._close_words()
         self.__init__()  # type: ignore[misc]  # a new lock, too: another thread may have held it
         if root is not None:
             root.close()
 
 
-def _spawn(fd: int) -> int:
-    """Start the server, with a socket in place of its standard input, and return its pid.
+def _spawn(fd: int, words_fd: int) -> tuple[int, list[str]]:
+    """Start the server; return its pid and the command.
 
-    The socket is nothing that a program started by another thread at the same time could inherit.
+    It has the socket ``fd`` in place of its standard input: nothing that a program started by
+    another thread at the same time could inherit. What it says on standard error until it is at
+    work goes to the file ``words_fd``, if there is one.
     """
-    if not sys.executable:
-        raise OSError("sys.executable is empty")
-    command = python_command("plait.backends.server.main", os.getpid())
+    stderr_fd = _copy_stderr() if words_fd >= 0 else -1
     copy = os.dup(fd)  # it may be 0 itself, where standard input is closed
+    actions = [(os.POSIX_SPAWN_DUP2, copy, 0)]
+    if stderr_fd >= 0:
+        actions += [
+            (os.POSIX_SPAWN_DUP2, 2, stderr_fd),  # kept there, see server.py
+            (os.POSIX_SPAWN_DUP2, words_fd, 2),
+        ]
     # No signal is blocked there, whatever this thread blocks: it has to hear of its children.
-    how: Any = {"file_actions": [(os.POSIX_SPAWN_DUP2, copy, 0)], "setsigmask": []}
+    how: Any = {"file_actions": actions, "setsigmask": []}
     try:
-        # In a session of its own: the terminal's Ctrl-C is for the parent only.
-        return os.posix_spawn(command[0], command, os.environ, setsid=True, **how)
-    except NotImplementedError:  # then the server does that, a little later
-        return os.posix_spawn(command[0], command, os.environ, **how)
+        command = python_command("plait.backends.server.main", os.getpid(), stderr_fd)
+        try:
+            # In a session of its own: the terminal's Ctrl-C is for the parent only.
+            pid = os.posix_spawn(command[0], command, os.environ, setsid=True, **how)
+        except NotImplementedError:  # then the server does that, a little later
+            pid = os.posix_spawn(command[0], command, os.environ, **how)
     finally:
         os.close(copy)
+        if stderr_fd >= 0:
+            os.close(stderr_fd)
+    return pid, command
+
+
+def _open_words() -> int:
+    """Return a file for what the server says as it starts, -1 if there can be none."""
+    try:
+        fd = os.memfd_create("plait-server")
+    except (AttributeError, OSError):  # not Linux
+        return -1
+    return _above_streams(fd)
+
+
+def _copy_stderr() -> int:
+    """Return a copy of standard error, -1 if it is closed."""
+    try:
+        # What is not inheritable is another file of this process, under that number.
+        return _above_streams(os.dup(2)) if os.get_inheritable(2) else -1
+    except OSError:
+        return -1
+
+
+def _above_streams(fd: int) -> int:
+    if fd > 2:
+        return fd
+    os.close(fd)  # a standard stream is closed here: that is a rare place, and this is a comfort
+    return -1
+
+
+def _failure_text(command: list[str], status: int | None, words_fd: int) -> str:
+    """Return what became of a command that was to be the server."""
+    said = os.pread(words_fd, MOST_WORDS, max(0, os.fstat(words_fd).st_size - MOST_WORDS))
+    words = said.decode(errors="replace").strip()
+    shown = " ".join([*command[:2], "..."])
+    code = None if status is None else os.waitstatus_to_exitcode(status)
+    ending = "vanished" if code is None else f"exited with code {code}"
+    if code is not None and code < 0:
+        ending = f"was killed by signal {-code}"
+    text = f"the command {shown!r} {ending} before it was at work."
+    return f"{text} It said: {words}" if words else text
 
 
 server = ServerProcess()
@@ -124,32 +218,3 @@ def start_early() -> None:
         server.start()
     except OSError:
         pass
-
-
-def python_command(function: str, *numbers: int) -> list[str]:
-    """Return the command by which a fresh Python calls ``module.function(*numbers)``.
-
-    It has this Python's ``-O``, ``-W`` and ``-X`` settings and its ``sys.path``, and heeds the
-    environment and the site as little as this one (``-I``, ``-E``, ``-s``, ``-S``).
-    """
-    arguments = [sys.executable]
-    arguments += [letter for name, letter in _APART.items() if getattr(sys.flags, name)]
-    if sys.flags.optimize:
-        arguments.append("-" + "O" * sys.flags.optimize)
-    for warning in sys.warnoptions:
-        arguments += ["-W", warning]
-    for name, value in sys._xoptions.items():  # noqa: SLF001  documented by CPython
-        arguments += ["-X", name if value is True else f"{name}={value}"]
-    module, _, name = function.rpartition(".")
-    return [*arguments, "-c", _BOOT, module, name, *map(str, numbers), "--", *sys.path]
-
-
-_APART = {"isolated": "-I", "ignore_environment": "-E", "no_user_site": "-s", "no_site": "-S"}
-
-# Run as `-c BOOT module function numbers... -- sys.path...`. There is no garbage while modules are
-# loaded, and looking for it takes a tenth of that time.
-_BOOT = (
-    "import gc, sys; gc.disable(); n = sys.argv.index('--'); sys.path[:] = sys.argv[n + 1:]; "
-    "from importlib import import_module; module = import_module(sys.argv[1]); gc.enable(); "
-    "getattr(module, sys.argv[2])(*map(int, sys.argv[3:n]))"
-)

@@ -25,6 +25,7 @@ from plait.backends.orders import (
 from plait.bare import Socket, socketpair
 from plait.channel import Channel
 from plait.errors import WorkerStartError
+from plait.interpreter import why_not
 from plait.segments import SegmentView
 from plait.server_process import CAN_FORK, server
 
@@ -38,22 +39,33 @@ def open_launcher(start_method: str, preload: tuple[str, ...] = ()) -> Launcher:
     """Return a launcher for a start method: "server" or "spawn"."""
     if CAN_FORK:
         return ServerLauncher(is_fresh=start_method == "spawn", preload=preload)
+    if reason := why_not():
+        raise WorkerStartError(f"No worker process can be started: {reason} {ADVICE}")
     from plait.backends.thread_launcher import ThreadLauncher
 
     return ThreadLauncher()
+
+
+ADVICE = "backend='threads' needs none."
 
 
 def _open_control() -> Socket:
     """Return a new control socket to the server."""
     ours, theirs = socketpair()
     try:
+        server.users.add(ours)
         with closing(theirs):
             server.send(pack_order(Order(b"OPEN")), theirs.fileno())
     except OSError as error:
-        ours.close()
-        text = f"The server process that starts workers could not be started: {error}"
+        _close_control(ours)
+        text = f"The server process that starts workers could not be started: {error} {ADVICE}"
         raise WorkerStartError(text) from error
     return ours
+
+
+def _close_control(control: Socket) -> None:
+    server.users.discard(control)
+    control.close()
 
 
 def _output_pipe() -> tuple[int, int]:
@@ -81,7 +93,7 @@ class ServerLauncher:
 
     def renew(self) -> None:
         """Find the server, or a new one."""
-        self._control.close()
+        _close_control(self._control)
         self._control = _open_control()
         self.is_lost = False
         self.preload()
@@ -129,6 +141,7 @@ class ServerLauncher:
             self._control.setblocking(False)
             while True:
                 (verb, number, value, peak), fds = receive_order(self._control)
+                server.has_answered = True
                 if verb == b"PID ":
                     self.pids[number] = value
                 elif verb == b"ENDS":
@@ -155,6 +168,6 @@ class ServerLauncher:
 
     def close(self) -> None:
         """End what is left of the workers."""
-        self._control.close()
+        _close_control(self._control)
 
     abandon = close  # the server ends the workers when the last copy of its socket closes

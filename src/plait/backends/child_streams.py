@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from plait.backends.messages import Texts
 
-__all__ = ["Streams", "buffer_lines"]
+__all__ = ["Streams", "buffer_lines", "take_back_stderr"]
 
 STREAMS = ("stdout", "stderr")
 FALLBACK = ("utf-8", "backslashreplace")
@@ -37,6 +37,25 @@ def buffer_lines() -> None:
             getattr(sys, name).reconfigure(line_buffering=True)
     if not is_unbuffered:
         _buffer_lines_of_c()
+
+
+def take_back_stderr(fd: int) -> None:
+    """Let standard error be what it is for the parent, and say there what was said until now.
+
+    ``fd`` is a copy of it. -1: it was not changed. See server_process.py.
+    """
+    if fd < 0:
+        return
+    said = os.pread(2, os.fstat(2).st_size, 0)
+    os.dup2(fd, 2)
+    os.close(fd)
+    own = sys.__stderr__
+    if own is not None:  # it may believe that it writes to a file, in which it can move about
+        kind = (own.encoding, own.errors)
+        own = open(2, "w", 1, *kind, closefd=False)  # noqa: SIM115
+        sys.stderr = sys.__stderr__ = own  # type: ignore[misc]
+    with suppress(OSError):
+        os.write(2, said)
 
 
 class Streams:

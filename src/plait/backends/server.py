@@ -30,7 +30,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, NoReturn
 
 from plait.backends import child_main
-from plait.backends.child_streams import buffer_lines
+from plait.backends.child_end import leave_finalizers
+from plait.backends.child_streams import buffer_lines, take_back_stderr
 from plait.backends.kinship import (
     adopt_orphans,
     die_with_parent,
@@ -41,7 +42,7 @@ from plait.backends.kinship import (
 from plait.backends.orders import Order, Preload, object_in, receive_order, send_order
 from plait.bare import Socket, signal, socketpair
 from plait.host import child_pids, monotonic, process_groups, worker_mark
-from plait.server_process import python_command
+from plait.interpreter import python_command
 
 if TYPE_CHECKING:
     from plait.backends.preloader import Preloader
@@ -57,9 +58,10 @@ MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024
 LAST_WAIT_S = 1
 
 
-def main(parent_pid: int) -> None:
+def main(parent_pid: int, stderr_fd: int) -> None:
     """Serve until the parent is gone; does not return."""
     try:
+        take_back_stderr(stderr_fd)
         buffer_lines()  # of workers, who inherit it; none of what is printed here
         gc.freeze()  # all that is here now is needed
         with suppress(PermissionError):  # it leads a session already
@@ -227,6 +229,7 @@ class _Server:
                 _become_interpreter(fds)
             if self._preloader is not None:
                 self._preloader.tidy_up(control)
+                leave_finalizers()
             child_main.main(*fds)
         finally:
             os._exit(1)
