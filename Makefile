@@ -9,11 +9,12 @@ PYFLAGS ?=
 SECONDS ?= 300
 CALLS ?= 20000
 BENCH ?=
+PLACES ?=
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BENCH_READY := $(VENV)/.bench-ready
 
-.PHONY: demo proof test test-places test-without-c lint types bench bench-quick soak clean
+.PHONY: demo proof test test-places test-without-c places lint types bench bench-quick soak clean
 
 demo: $(READY)
 	$(BIN)/python examples/standard_library.py
@@ -31,6 +32,10 @@ test-places: $(READY)
 # What there is in C and in Python, in Python.
 test-without-c: $(READY)
 	PLAIT_WITHOUT_C=1 $(BIN)/python $(PYFLAGS) -m pytest tests/shared
+
+# Where other people's packages are needed: each is installed in an environment of its own.
+places: $(READY)
+	$(BIN)/python -m tests.places $(PLACES)
 
 lint: $(READY)
 	$(BIN)/ruff check .

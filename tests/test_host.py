@@ -62,7 +62,7 @@ OWN_SETTINGS = ("PYTHONWARNINGS", "PYTHONDEVMODE")  # of whoever runs the tests
 
 
 def test_interpreter_settings_are_passed_on() -> None:
-    code = "from plait.server_process import python_command as c; print(c('a.b')[1:7])"
+    code = "from plait.interpreter import python_command as c; print(c('a.b')[1:7])"
     done = subprocess.run(
         [sys.executable, "-s", "-O", "-W", "error", "-X", "utf8", "-c", code],
         capture_output=True,

@@ -22,7 +22,7 @@ def test_public_names_are_sorted_and_exist() -> None:
 
 
 def test_every_name_is_where_the_table_says() -> None:
-    here = {"__version__", "imap", "map", "plan", "run", "starmap"}
+    here = {"__version__", "imap", "map", "plan", "run", "shutdown", "starmap"}
     assert {*plait._HOMES, *here} == set(plait.__all__)
     for name, home in plait._HOMES.items():
         if name not in MODULES:

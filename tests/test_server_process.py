@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 import plait
-from plait import probe, server_process
+from plait import interpreter, probe, server_process
+from plait.backends import child
 from tests.conftest import children, close_all, wait_gone
 
 pytestmark = pytest.mark.usefixtures("clean")
@@ -91,9 +92,15 @@ def test_who_cannot_start_it_hears_why_when_it_is_needed(monkeypatch: pytest.Mon
 
 def test_a_server_that_dies_at_once_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     close_all()
-    monkeypatch.setattr(server_process, "_BOOT", "raise SystemExit")
-    with pytest.raises(plait.WorkerStartError, match="before it was ready"):
-        plait.map(abs, [1], **PROCESSES)
+    monkeypatch.setattr(interpreter, "_BOOT", "raise SystemExit('what it said')")
+    monkeypatch.setattr(server_process, "server", server_process.ServerProcess())
+    monkeypatch.setattr(child, "server", server_process.server)
+    for _ in range(2):
+        with pytest.raises(plait.WorkerStartError) as caught:
+            plait.map(abs, [1], **PROCESSES)
+        assert f"{sys.executable} -" in str(caught.value)
+        assert "exited with code 1 before it was at work" in str(caught.value)
+        assert "what it said" in str(caught.value)
 
 
 def test_it_is_the_leader_of_its_own_session() -> None:

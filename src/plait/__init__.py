@@ -1,6 +1,6 @@
 """plait: run your function over your items on the right kind of worker, and lose nothing."""
 
-from plait.api import imap, map, plan, run, starmap  # noqa: A004  the names Python gave them
+from plait.api import imap, map, plan, run, shutdown, starmap  # noqa: A004  the names Python gave them
 
 TYPE_CHECKING = False  # as in typing, which takes longer to load than all of this
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         WorkerStartError,
     )
     from plait.executor import Executor
+    from plait.interpreter import freeze_support
     from plait.options import OptionArgs, Options
     from plait.outcome import Attempt, Outcome
     from plait.plans import Plan
@@ -71,11 +72,13 @@ __all__ = [
     "amap",
     "arun",
     "errors",
+    "freeze_support",
     "imap",
     "map",
     "plan",
     "run",
     "shared",
+    "shutdown",
     "starmap",
     "sweep",
 ]
@@ -113,6 +116,7 @@ _HOMES = {
     "amap": "aio",
     "arun": "aio",
     "errors": "errors",
+    "freeze_support": "interpreter",
     "shared": "shared",
     "sweep": "sweeping",
 }

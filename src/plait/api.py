@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 
-__all__ = ["imap", "map", "plan", "run", "starmap"]
+__all__ = ["imap", "map", "plan", "run", "shutdown", "starmap"]
 
 
 def map(  # noqa: A001  the name that Python gave it
@@ -148,6 +148,29 @@ def plan(
     from plait.calls import make_plan
 
     return make_plan(fn, iterables, options)
+
+
+def shutdown() -> None:
+    """Close the pools of workers that are kept between calls, and wait for the end of the workers.
+
+    Worker processes call their exit functions first (``atexit``, ``weakref.finalize``, those of
+    multiprocessing) and write their open files; they have 2 s for it. Without this call, pools are
+    closed when they were idle for 30 to 60 s, and at the end of the program.
+
+    A pool that a call of another thread uses now closes when that call ends. An ``Executor``
+    stays open. The next call starts new workers.
+
+    >>> import plait
+    >>> plait.map(abs, [-1, 2], backend="threads")
+    [1, 2]
+    >>> plait.shutdown()
+    """
+    pools = sys.modules.get("plait.pools")
+    if pools is not None:
+        pools.close_idle()
+    server_process = sys.modules.get("plait.server_process")
+    if server_process is not None:
+        server_process.server.close_unused()
 
 
 def _map(fn: Any, style: str, iterables: tuple[Iterable[Any], ...], options: Any) -> list[Any]:

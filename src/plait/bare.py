@@ -17,9 +17,19 @@ if TYPE_CHECKING:
 else:
     import _signal as signal
 
-__all__ = ["DONT_WAIT", "Socket", "receive_fds", "send_fds", "signal", "socketpair", "take_socket"]
+__all__ = [
+    "DONT_WAIT",
+    "SHUT_WR",
+    "Socket",
+    "receive_fds",
+    "send_fds",
+    "signal",
+    "socketpair",
+    "take_socket",
+]
 
 Socket = _socket.socket
+SHUT_WR = _socket.SHUT_WR
 DONT_WAIT = getattr(_socket, "MSG_DONTWAIT", 0)
 FD_BYTES = 4
 

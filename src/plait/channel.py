@@ -16,9 +16,10 @@ import struct
 import threading
 from collections import deque
 from collections.abc import Generator
+from contextlib import suppress
 from typing import Any
 
-from plait.bare import DONT_WAIT, Socket
+from plait.bare import DONT_WAIT, SHUT_WR, Socket
 from plait.spin import Spin
 from plait.wire import OUT_OF_BAND_BYTES, PROTOCOL
 
@@ -292,6 +293,12 @@ class Channel:
             while (message := self._receiver.take()) is not None:
                 messages.append(message)
         return messages
+
+    def hang_up(self) -> None:
+        """Send nothing more: the other side reads the end of the channel, and may still send."""
+        self._outbox.pieces.clear()
+        with suppress(OSError):  # the other side has ended
+            self.sock.shutdown(SHUT_WR)
 
     def close(self) -> None:
         """Close this end; the other side reads the end of the channel."""

@@ -14,7 +14,7 @@ from plait.errors import NotPicklable
 from plait.host import cpu_count, memory_bytes, monotonic, rss_bytes
 from plait.model import Facts, Sample
 from plait.plans import Plan, choose, speaks_for_processes
-from plait.server_process import start_early
+from plait.server_process import server, start_early
 from plait.worker import depth
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ def _facts(question: Question) -> Facts:
         is_coroutine=is_coroutine(question.fn),
         is_nested=depth() > 0,
         sample=question.sample,
+        unstartable=server.why_not() or None,
         remaining=remaining,
         is_warm=question.has_processes or pools.is_warm("processes"),
         free_bytes=max(0, memory_bytes() - rss_bytes()) if has_choice else math.inf,
@@ -126,6 +127,7 @@ def look_ahead(options: Options, sample: Sample | None, remaining: int | None) -
         return
     facts = Facts(
         cpu_count(),
+        unstartable=server.why_not() or None,
         remaining=remaining,
         is_warm=pools.is_warm("processes"),
         most_workers=options.max_workers,

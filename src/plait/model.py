@@ -160,6 +160,7 @@ class Facts(NamedTuple):
     is_nested: bool = False  # we are in a worker process already
     sample: Sample | None = None
     remaining: int | None = None  # tasks after the sample; None: unknown
+    unstartable: str | None = None  # why there can be no worker process
     unpicklable: str | None = None  # why the function, its items or results cannot travel
     is_warm: bool = False  # a pool of processes stands ready
     free_bytes: float = math.inf  # memory that workers may take
@@ -274,6 +275,8 @@ def _forbidden(backend: str, facts: Facts) -> str:
         return "the function is no coroutine function (async def)."
     if backend == "processes" and facts.is_nested:
         return "this is inside a worker process already, whose CPUs are in use."
+    if backend == "processes" and facts.unstartable is not None:
+        return facts.unstartable
     if backend == "processes" and facts.unpicklable is not None:
         return facts.unpicklable
     return ""

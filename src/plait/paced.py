@@ -110,7 +110,7 @@ class PacedDesk:
             self._running -= 1
             self._changed.notify()
 
-    def wait_for(self, future: PlaitFuture[Any], timeout: float | None) -> None:
+    def wait_for(self, future: PlaitFuture[Any], timeout: float | None) -> None:  # noqa: ARG002
         """Lend a place if a task waits; nobody else drives, as the time may not have come."""
         self.expect_wait(future)
 

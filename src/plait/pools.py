@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from plait.options import Options
     from plait.plans import Plan
 
-__all__ = ["begin_to_warm", "is_warm", "leased"]
+__all__ = ["begin_to_warm", "close_idle", "is_warm", "leased"]
 
 IDLE_S = 30.0
 MOST_ALIKE = 2
@@ -157,6 +157,15 @@ class _Pools:
         self.warm = [warm for warm in self.warm if warm not in old]
         return [warm.backend for warm in old]
 
+    def close_idle(self) -> None:
+        with self.changed:
+            idle = [warm for warm in self.warm if not warm.users]
+            self.warm = [warm for warm in self.warm if warm.users]
+            for warm in self.warm:
+                warm.is_kept = False  # it closes with its last call
+        for warm in idle:
+            warm.backend.close()
+
     def close(self) -> None:
         with self.changed:
             old, self.warm = self.warm, []
@@ -201,6 +210,11 @@ if hasattr(os, "register_at_fork"):
         before=_pools.end_threads,
         after_in_child=_pools.abandon,
     )
+
+
+def close_idle() -> None:
+    """Close the pools that no call uses, and let the others close with their last call."""
+    _pools.close_idle()
 
 
 @contextmanager

@@ -14,19 +14,13 @@ import sys
 from _thread import allocate_lock  # as in threading
 
 from plait.bare import DONT_WAIT, Socket, send_fds, signal, socketpair
+from plait.interpreter import python_command, why_not
 
 TYPE_CHECKING = False  # as in typing
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = [
-    "CAN_FORK",
-    "ServerFailed",
-    "ServerProcess",
-    "python_command",
-    "server",
-    "start_early",
-]
+__all__ = ["CAN_FORK", "ServerFailed", "ServerProcess", "server", "start_early"]
 
 CAN_FORK = hasattr(os, "fork") and hasattr(os, "posix_spawn")
 """Whether there can be a server: not on Windows."""
@@ -50,10 +44,13 @@ class ServerProcess:
     """The fork server of this process; started at the first need, and again if it died."""
 
     def __init__(self) -> None:
-        self._lock = allocate_lock()  # guards the three below
+        self._lock = allocate_lock()  # guards all that is below, but for the last
         self._pid = 0  # 0: it does not run
         self._root: Socket | None = None
         self._words = -1  # the file in which it says why it cannot start
+        self._failed: object = ()  # sys.executable, if no server came of that
+        self._failure = ""
+        self.users: set[object] = set()  # those who have workers there
 
     def start(self) -> None:
         """Start it, unless it was. Raises OSError."""
@@ -82,7 +79,15 @@ class ServerProcess:
                 self._bury()
                 raise
 
+    def why_not(self) -> str:
+        """Return why it cannot be started, "" if nothing speaks against it."""
+        if self._root is not None:
+            return ""
+        return self._failure if self._failed == sys.executable else why_not()
+
     def _start(self) -> None:
+        if reason := self.why_not():
+            raise ServerFailed(reason)
         root, theirs = socketpair()
         try:
             self._words = _open_words()
@@ -107,11 +112,14 @@ class ServerProcess:
         status = self._stop()
         if not has_lived:
             ending = "did not answer" if status is None else f"ended with {_status_text(status)}"
-            said = f" Its last words:\n{words}" if words else ""
-            raise ServerFailed(
+            said = f" Its last words:\n{words}\n" if words else ""
+            failure = (
                 f"The server process that starts them could not be started: "
                 f"{_shown_command()} {ending} before it was ready.{said}"
             )
+            if status != -signal.SIGKILL:  # somebody else's doing
+                self._failed, self._failure = sys.executable, failure
+            raise ServerFailed(failure)
 
     def _has_lived(self) -> bool:
         """Whether the server has come up: then it has said so, and nothing else."""
@@ -156,6 +164,12 @@ class ServerProcess:
         with self._lock:
             self._stop()
 
+    def close_unused(self) -> None:
+        """End it if nobody has workers there."""
+        with self._lock:
+            if not self.users:
+                self._stop()
+
     def forget(self) -> None:
         """In a forked child of this process: the server is the parent's."""
         root = self._root
@@ -188,7 +202,7 @@ def _status_text(status: int) -> str:
 def _shown_command() -> str:
     """Return the command, without what is long and always the same."""
     command = python_command("plait.backends.server.main")
-    return " ".join([*command[: command.index("-c")], "-c ..."])
+    return " ".join([*(command[: command.index("-c")] if "-c" in command else command[:2]), "..."])
 
 
 def _open_words() -> int:
@@ -207,11 +221,6 @@ def _spawn(fd: int, words_fd: int) -> int:
 
     The socket is nothing that a program started by another thread at the same time could inherit.
     """
-    if not sys.executable:
-        raise ServerFailed(
-            "The server process that starts them could not be started: "
-            "sys.executable is empty, so it is not known what Python is."
-        )
     command = python_command("plait.backends.server.main", os.getpid())
     copy = os.dup(fd)  # it may be 0 itself, where standard input is closed
     # No signal is blocked there, whatever this thread blocks: it has to hear of its children.
@@ -254,32 +263,3 @@ def start_early() -> None:
         server.start()
     except OSError:
         pass
-
-
-def python_command(function: str, *numbers: int) -> list[str]:
-    """Return the command by which a fresh Python calls ``module.function(*numbers)``.
-
-    It has this Python's ``-O``, ``-W`` and ``-X`` settings and its ``sys.path``, and heeds the
-    environment and the site as little as this one (``-I``, ``-E``, ``-s``, ``-S``).
-    """
-    arguments = [sys.executable]
-    arguments += [letter for name, letter in _APART.items() if getattr(sys.flags, name)]
-    if sys.flags.optimize:
-        arguments.append("-" + "O" * sys.flags.optimize)
-    for warning in sys.warnoptions:
-        arguments += ["-W", warning]
-    for name, value in sys._xoptions.items():  # noqa: SLF001  documented by CPython
-        arguments += ["-X", name if value is True else f"{name}={value}"]
-    module, _, name = function.rpartition(".")
-    return [*arguments, "-c", _BOOT, module, name, *map(str, numbers), "--", *sys.path]
-
-
-_APART = {"isolated": "-I", "ignore_environment": "-E", "no_user_site": "-s", "no_site": "-S"}
-
-# Run as `-c BOOT module function numbers... -- sys.path...`. There is no garbage while modules are
-# loaded, and looking for it takes a tenth of that time.
-_BOOT = (
-    "import gc, sys; gc.disable(); n = sys.argv.index('--'); sys.path[:] = sys.argv[n + 1:]; "
-    "from importlib import import_module; module = import_module(sys.argv[1]); gc.enable(); "
-    "getattr(module, sys.argv[2])(*map(int, sys.argv[3:n]))"
-)

@@ -26,6 +26,7 @@ from plait.backends.orders import (
 from plait.bare import Socket, socketpair
 from plait.channel import Channel
 from plait.errors import WorkerStartError, lack_text
+from plait.interpreter import why_not
 from plait.segments import SegmentView
 from plait.server_process import CAN_FORK, ServerFailed, server
 
@@ -42,9 +43,14 @@ def open_launcher(start_method: str, preload: tuple[str, ...] = ()) -> Launcher:
     """Return a launcher for a start method: "server" or "spawn"."""
     if CAN_FORK:
         return ServerLauncher(is_fresh=start_method == "spawn", preload=preload)
+    if reason := why_not():
+        raise WorkerStartError(f"No worker process can be started: {reason} {ADVICE}")
     from plait.backends.thread_launcher import ThreadLauncher
 
     return ThreadLauncher()
+
+
+ADVICE = "backend='threads' needs none."
 
 
 def _open_control() -> Socket:
@@ -54,17 +60,24 @@ def _open_control() -> Socket:
     except OSError as error:
         raise no_start_error(error) from error
     try:
+        server.users.add(ours)
         with closing(theirs):
             server.send(pack_order(Order(b"OPEN")), theirs.fileno())
     except OSError as error:
-        ours.close()
+        _close_control(ours)
         raise no_start_error(error) from error
     return ours
 
 
+def _close_control(control: Socket) -> None:
+    server.users.discard(control)
+    control.close()
+
+
 def no_start_error(error: OSError) -> WorkerStartError:
     """Return what is raised where no worker can be had at all."""
-    reason = f"{error}" if isinstance(error, ServerFailed) else lack_text(error.errno or 0)
+    is_wrong = isinstance(error, ServerFailed)
+    reason = f"{error} {ADVICE}" if is_wrong else lack_text(error.errno or 0)
     return WorkerStartError(f"No worker process can be started. {reason}")
 
 
@@ -106,7 +119,7 @@ class ServerLauncher:
 
     def renew(self) -> None:
         """Find the server, or a new one."""
-        self._control.close()
+        _close_control(self._control)
         self._control = _open_control()
         self.is_lost = False
         self.preload()
@@ -195,6 +208,6 @@ class ServerLauncher:
 
     def close(self) -> None:
         """End what is left of the workers."""
-        self._control.close()
+        _close_control(self._control)
 
     abandon = close  # the server ends the workers when the last copy of its socket closes

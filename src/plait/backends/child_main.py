@@ -15,6 +15,7 @@ from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from plait import blas, enclosed, wire
+from plait.backends.child_end import end_in_peace
 from plait.backends.child_streams import Streams, buffer_lines
 from plait.backends.child_voice import Voice, keep_last_words
 from plait.backends.kinship import die_with_parent
@@ -76,9 +77,17 @@ def main(sock_fd: int, page_fd: int, items_fd: int, results_fd: int, *output_fds
         if output_fds:
             streams.take(*output_fds)
         with closing(take_socket(sock_fd)) as sock:
-            _Worker(sock, page_fd, items_fd, results_fd, streams).serve()
+            pid = os.getpid()
+            # The parent is gone, or wants no more.
+            with suppress(EOFError, OSError, _Condemned):
+                _Worker(sock, page_fd, items_fd, results_fd, streams).serve()
+            if os.getpid() != pid:  # a copy that a task forked
+                _leave(0, streams)
+            with suppress(ValueError):  # a copy that a thread forked
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            end_in_peace()
         status = 0
-    except (EOFError, OSError, _Condemned):  # the parent is gone, or wants no more
+    except OSError:  # the parent is gone
         status = 0
     finally:
         _leave(status, streams)

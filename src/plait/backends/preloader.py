@@ -20,6 +20,7 @@ from contextlib import suppress
 from typing import NoReturn
 
 from plait import blas
+from plait.backends.child_end import settle_files
 from plait.backends.code_watch import Stamp, are_stale, stamps_of_own
 from plait.backends.kinship import kill_family
 from plait.backends.orders import Order, Preload, Preloaded, file_of, send_order
@@ -189,6 +190,7 @@ class Preloader:
 
     def _answer(self, request: _Request) -> None:
         blas.find_libraries()  # in a worker it would take a millisecond
+        settle_files()
         gc.freeze()  # what is never collected is not written to: all workers share it
         self._known[request.control] = dict(self._stamps)
         fd = file_of(Preloaded(request.refused, self._stamps))

@@ -65,7 +65,7 @@ class Worker:
         self.is_ready = False
         self.is_leaving = False
         self.has_ended = False
-        self.is_cut_off = False  # its channel is closed
+        self.is_cut_off = False  # it was told to leave, and hears nothing more
         self.is_untold = False  # that what was shared in its results has arrived
         self.is_stale = False  # leaving, as the user's code has changed
         self.stopped: tuple[float, int] | None = None  # since when, and by which signal
@@ -91,6 +91,11 @@ class Worker:
         for old code.
         """
         return not self.is_leaving or (bool(self.jobs) and not self.is_stale)
+
+    @property
+    def is_leaving_in_peace(self) -> bool:
+        """Whether it was told to leave, is in no task, and so calls its exit functions."""
+        return self.is_cut_off and self.is_ready and not (self.stopped or self.verdict)
 
     @property
     def failed_to_start(self) -> bool:

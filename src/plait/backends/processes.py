@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from plait import wire
 from plait.backends.child import no_start_error, open_launcher
+from plait.backends.child_end import LEAVE_S, LEAVE_SIGNAL
 from plait.backends.code_watch import CodeWatch
 from plait.backends.contract import Setting, Traits
 from plait.backends.dispatcher import Dispatcher
@@ -320,7 +321,8 @@ class ProcessBackend:
             self._turns.wait_until(lambda: not self.workers, gone, monotonic() + GRACE_S)
             for grace_s in (END_S, 0.0):
                 for worker in self.workers.values():
-                    self._launcher.end(worker.number, grace_s)
+                    if not worker.is_leaving_in_peace:  # these have LEAVE_S, see child_end.py
+                        self._launcher.end(worker.number, grace_s)
                 self._turns.wait_until(lambda: not self.workers, gone, monotonic() + 2 * END_S)
             self._launcher.close()
             self._close_files()
@@ -405,10 +407,11 @@ class ProcessBackend:
             self._hang_up(worker)
 
     def _hang_up(self, worker: Worker) -> None:
+        """Have a worker leave; what its exit functions log is heard until it has ended."""
         if not worker.is_cut_off:
-            self._turns.unwatch(worker.channel)
-            worker.channel.close()
             worker.is_cut_off = True
+            worker.channel.hang_up()
+            self._watch(worker)
 
     def send(self, worker: Worker, *messages: tuple[Any, ...]) -> None:
         """Send messages to a worker; one that is leaving for good hears nothing."""
@@ -424,20 +427,25 @@ class ProcessBackend:
             self._turns.watch(worker.channel, events, partial(self._serve, worker))
 
     def _serve(self, worker: Worker, _: Channel, mask: int) -> None:
+        if worker.has_ended:  # it was buried a moment ago
+            return
         if mask & selectors.EVENT_WRITE:
             worker.channel.flush()
             self._watch(worker)
-        if mask & selectors.EVENT_READ and not worker.is_cut_off:
-            try:
-                messages = worker.channel.receive()
-            except EOFError:
-                self._turns.unwatch(worker.channel)  # its end will be told, see child.py
-            else:
-                if len(messages) > 1:  # the later ones may be younger than what was just read
-                    for reader in worker.outputs:
-                        self._hear_output(worker, reader, 0)
-                for message in messages:
-                    self._hear(worker, decode(message))
+        if mask & selectors.EVENT_READ:
+            self._receive(worker)
+
+    def _receive(self, worker: Worker) -> None:
+        try:
+            messages = worker.channel.receive()
+        except EOFError:
+            self._turns.unwatch(worker.channel)  # its end will be told, see child.py
+            return
+        if len(messages) > 1:  # the later ones may be younger than what was just read
+            for reader in worker.outputs:
+                self._hear_output(worker, reader, 0)
+        for message in messages:
+            self._hear(worker, decode(message))
 
     def _hear_output(self, worker: Worker, reader: OutputReader, _: int) -> None:
         said = reader.read()
@@ -576,15 +584,17 @@ class ProcessBackend:
         """Settle the affairs of a worker that ended."""
         worker.has_ended = True
         self._dispatcher.sort(worker)
-        if not worker.is_cut_off:
-            with suppress(EOFError):
-                while messages := worker.channel.receive():
-                    for message in messages:
-                        self._hear(worker, decode(message))
+        with suppress(EOFError):
+            while messages := worker.channel.receive():
+                for message in messages:
+                    self._hear(worker, decode(message))
         for kept in worker.page.kept():
             self._take_results(worker, Results(*pickle.loads(kept)))
         self._hear_rest(worker)
-        self._hang_up(worker)
+        self._note_cut_short(worker, change)
+        worker.is_cut_off = True
+        self._turns.unwatch(worker.channel)
+        worker.channel.close()
         for reader in worker.outputs:
             self._turns.unwatch(reader)
             reader.close()
@@ -613,6 +623,16 @@ class ProcessBackend:
         self._launcher.pids.pop(worker.number, None)
         worker.page.close()
         self._dispatcher.dispatch()
+
+    def _note_cut_short(self, worker: Worker, change: Change) -> None:
+        """Warn if the exit functions of a worker were not all called."""
+        if change.status == -LEAVE_SIGNAL and worker.is_leaving_in_peace:
+            name = f"{worker.name} (pid {self.pid_of(worker)})"
+            text = (
+                f"{name} was ended while it left: its exit functions, finalizers and open files "
+                f"took more than {LEAVE_S:g} s. What they had not done by then was not done."
+            )
+            self._strays.append(Uttered(warning(text), worker.name))
 
     def _has_oom_struck(self) -> bool:
         before, self._oom_kills = self._oom_kills, oom_kills()

@@ -33,6 +33,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, NoReturn
 
 from plait.backends import child_main
+from plait.backends.child_end import leave_finalizers
 from plait.backends.child_streams import buffer_lines
 from plait.backends.kinship import (
     adopt_orphans,
@@ -44,7 +45,7 @@ from plait.backends.kinship import (
 from plait.backends.orders import Order, Preload, object_in, receive_order, send_order
 from plait.bare import DONT_WAIT, Socket, signal, socketpair
 from plait.host import child_pids, monotonic, process_groups, worker_mark
-from plait.server_process import python_command
+from plait.interpreter import python_command
 
 if TYPE_CHECKING:
     from plait.backends.preloader import Preloader
@@ -258,6 +259,7 @@ class _Server:
                 _become_interpreter(fds)
             if self._preloader is not None:
                 self._preloader.tidy_up(control)
+                leave_finalizers()
             child_main.main(*fds)
         finally:
             os._exit(1)

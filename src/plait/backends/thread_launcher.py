@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 from plait.backends.launcher import Born, Change
 from plait.backends.messages import StatusPage, new_file_fd, new_page_fd
 from plait.channel import Channel
+from plait.interpreter import python_command
 from plait.segments import SegmentView
-from plait.server_process import python_command
 
 if TYPE_CHECKING:
     from plait.backends.orders import Preloaded
