@@ -23,12 +23,24 @@ from plait.running import inside
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextvars import Context
 
     from plait.backends.contract import Backend
     from plait.futures import Desk, PlaitFuture
     from plait.throttle import Pace
 
 __all__ = ["PacedDesk"]
+
+
+def _run_in(context: Context, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call a function in the context of who submitted it, but inside of the worker that runs it."""
+
+    def call() -> Any:
+        inside.set(inside.get() | pools)
+        return fn(*args, **kwargs)
+
+    pools = inside.get()
+    return context.run(call)
 
 
 class PacedDesk:
@@ -51,7 +63,7 @@ class PacedDesk:
         """Queue a task; it sees the context variables of who submitted it, as without a rate."""
         if self._shares_memory:
             fn, args, kwargs = task
-            task = (copy_context().run, (fn, *args), kwargs)
+            task = (_run_in, (copy_context(), fn, *args), kwargs)
         with self._changed:
             if self._is_closed:
                 raise closed_error()

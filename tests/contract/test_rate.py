@@ -97,6 +97,23 @@ def test_an_executor_has_one_rate_for_all(way: Way) -> None:
         check([future.result() for future in futures] + list(values))
 
 
+def test_calls_with_an_executor_keep_to_its_rate(way: Way) -> None:
+    with plait.Executor(2, rate=RATE, **way.executor) as executor:
+        check(plait.map(way.fn(note_start), range(COUNT), executor=executor))
+        with pytest.raises(plait.OptionError, match="rate='1/s' is not allowed"):
+            plait.map(way.fn(note_start), [1], executor=executor, rate="1/s")
+
+
+def test_a_task_may_wait_for_tasks_of_its_own_executor() -> None:
+    def fib(n: int) -> int:
+        if n < 2:
+            return n
+        return sum(future.result() for future in [executor.submit(fib, n - k) for k in (1, 2)])
+
+    with plait.Executor(2, rate="1000/s") as executor:
+        assert executor.submit(fib, 6).result() == 8
+
+
 def test_what_waits_for_its_time_can_be_cancelled_and_never_starts() -> None:
     ran: list[int] = []
     with plait.Executor(2, rate="1/min") as executor:
