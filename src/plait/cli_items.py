@@ -15,10 +15,9 @@ import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from plait.outcome import short
+from plait.tasks import short
 
 __all__ = ["Source", "UsageError", "load_function"]
 
@@ -158,8 +157,7 @@ NO_ITEMS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
+class Source(NamedTuple):
     """Where the items come from.
 
     Attributes:

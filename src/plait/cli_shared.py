@@ -115,7 +115,9 @@ def take_stdout() -> Iterator[BinaryIO]:
 @contextmanager
 def exit_codes() -> Iterator[None]:
     """Turn what ends the command into a sentence on stderr and an exit code."""
-    gc.enable()  # cli.py disabled it while modules were loaded
+    # What was loaded until now stays to the end: looking through it would take long, there too.
+    gc.freeze()
+    gc.enable()  # cli.py disabled it
     try:
         yield
     except (UsageError, OptionError, UnknownOption) as error:
