@@ -98,7 +98,7 @@ def _read(file: str | None) -> Costs | None:
     if file is None:
         return None
     try:
-        with open(file) as opened:  # noqa: PTH123  pathlib is slow to import
+        with open(file, encoding="utf-8") as opened:  # noqa: PTH123  pathlib is slow to import
             if not _is_ours(os.fstat(opened.fileno())):
                 return None
             import json  # most programs find no file
@@ -138,14 +138,14 @@ def _write(file: str, costs: Costs) -> None:
     folder = os.path.dirname(file)  # noqa: PTH120
     os.makedirs(folder, mode=0o700, exist_ok=True)  # noqa: PTH103
     entries: Any = {}
-    with suppress(OSError, ValueError, RecursionError), open(file) as opened:  # noqa: PTH123
+    with suppress(OSError, ValueError, RecursionError), open(file, encoding="utf-8") as opened:  # noqa: PTH123
         entries = json.load(opened)
     if not isinstance(entries, dict):
         entries = {}
     entries[_key()] = {**costs._asdict(), "measured_at": time.time()}
     descriptor, new = tempfile.mkstemp(dir=folder)  # for this user only
     try:
-        with os.fdopen(descriptor, "w") as written:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as written:
             json.dump(entries, written, indent=1)
         os.replace(new, file)  # noqa: PTH105
     except BaseException:

@@ -17,6 +17,7 @@ from plait.clocks import monotonic
 __all__ = [
     "WORKER_MARK",
     "QueueClock",
+    "can_measure_memory",
     "child_pids",
     "cpu_count",
     "family_pids",
@@ -37,7 +38,7 @@ _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 
 
 def _read(path: str) -> str:
-    with open(path) as file:  # noqa: PTH123  pathlib takes longer to import than all this
+    with open(path, encoding="utf-8", errors="surrogateescape") as file:  # noqa: PTH123  pathlib takes longer to import than all this
         return file.read()
 
 
@@ -197,6 +198,11 @@ def worker_mark(pid: int) -> int:
             if name == WORKER_MARK:
                 return int(value)
     return 0
+
+
+def can_measure_memory() -> bool:
+    """Whether this system tells how much memory other processes have; on Linux /proc does."""
+    return sys.platform != "linux" or os.path.exists("/proc/self/statm")  # noqa: PTH110
 
 
 def family_rss_bytes(pid: int) -> int:

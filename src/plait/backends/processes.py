@@ -53,9 +53,16 @@ from plait.backends.turns import Turns
 from plait.backends.voices import OutputReader, put_out, warning
 from plait.bare import signal
 from plait.blas import with_thread_limits
-from plait.errors import PlaitError, PoolClosed, WorkerStartError, death_text, lack_text
+from plait.errors import (
+    OptionError,
+    PlaitError,
+    PoolClosed,
+    WorkerStartError,
+    death_text,
+    lack_text,
+)
 from plait.foreign import shown
-from plait.host import cpu_count, monotonic, oom_kills
+from plait.host import can_measure_memory, cpu_count, monotonic, oom_kills
 from plait.segments import SegmentStore, SegmentView
 from plait.shield import Shield
 from plait.wire_errors import load_error
@@ -171,7 +178,11 @@ class ProcessBackend:
     def open_lane(self, call: Call, setting: Setting | None = None) -> ProcessLane:
         """Open a way for a function; workers that know an older version of it leave."""
         self.check_usable()
-        lane = ProcessLane(self, next(self._keys), call, setting or Setting())
+        setting = setting or Setting()
+        if setting.limits.memory_bytes is not None and not can_measure_memory():
+            allowed = "left out here: without /proc nobody tells how much memory a worker has"
+            raise OptionError("memory_limit", setting.limits.memory_bytes, allowed)
+        lane = ProcessLane(self, next(self._keys), call, setting)
         with self._shield(), self.lock:
             if self._code.changed(call.fn):
                 self._launcher.preload()

@@ -116,7 +116,7 @@ def _told_held(cell: Cell) -> str:
 
 def _pid_of(tid: int) -> int:
     """Return the process of a thread; 0: it has none any more."""
-    with suppress(OSError, ValueError), open(f"/proc/{tid}/status") as file:  # noqa: PTH123
+    with suppress(OSError, ValueError), open(f"/proc/{tid}/status", encoding="utf-8") as file:  # noqa: PTH123
         return next(int(line[5:]) for line in file if line.startswith("Tgid:"))
     return 0
 

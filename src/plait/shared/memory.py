@@ -25,7 +25,7 @@ from typing import Literal, NamedTuple
 from weakref import WeakValueDictionary
 
 from plait import enclosed
-from plait.errors import SharedDataGone
+from plait.errors import PlaitError, SharedDataGone
 from plait.shared import libc
 
 if sys.platform == "linux":
@@ -260,8 +260,14 @@ def _ident_at(pid: int, fd: int) -> bytes:
 @lru_cache
 def boot_id() -> str:
     """Return what tells this machine, since it was started, from all others."""
-    with open("/proc/sys/kernel/random/boot_id") as file:  # noqa: PTH123
-        return file.read().strip()
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="utf-8") as file:  # noqa: PTH123
+            return file.read().strip()
+    except OSError as error:
+        raise PlaitError(
+            f"plait.shared finds its data through /proc, and cannot read it here: {error}. "
+            "Mount /proc, or share nothing: return results instead."
+        ) from error
 
 
 def _forget_after_fork() -> None:
