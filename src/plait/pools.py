@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from plait.backends import open_backend
+from plait.errors import PlaitError
 from plait.host import cpu_count, monotonic
 from plait.running import OUR_LOOP, inside
 
@@ -160,11 +161,12 @@ def leased(plan: Plan, options: Options, max_workers: int) -> Iterator[Backend]:
     try:
         yield backend
         is_sound = True
-    except (Exception, GeneratorExit):
+    except (PlaitError, GeneratorExit):
         is_sound = True
         raise
     finally:
-        # Ctrl-C may have struck anywhere: a pool that was in use then is not used again.
+        # What else comes out here came from outside (Ctrl-C, another signal handler's exception)
+        # and may have struck anywhere: a pool that was in use then is not used again.
         _pools.release(backend, keep=is_sound)
 
 
