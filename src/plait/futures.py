@@ -133,7 +133,7 @@ class PlaitFuture(Future[T]):
 
     def add_done_callback(self, fn: Callable[[Future[T]], object]) -> None:
         """Have ``fn(future)`` called when the task is over; at once if it is."""
-        super().add_done_callback(fn)
+        super().add_done_callback(fn if self.done() else partial(_call_back, fn))
         if _is_on_loop():  # it is to be awaited there
             self._desk.expect_wait(self)
         self._desk.attend()
@@ -155,7 +155,7 @@ class PlaitFuture(Future[T]):
         return self._was_ended or super().cancelled()
 
 
-Failed = list[tuple[PlaitFuture[Any], Exception]]
+Failed = list[tuple[PlaitFuture[Any], BaseException]]
 
 
 class CallDesk:
@@ -267,10 +267,31 @@ def _context_in(pool: ThreadBackend) -> Context:
     return context
 
 
+def _call_back(fn: Callable[[Future[Any]], object], future: Future[Any]) -> None:
+    """Call back from whoever resolves a future, and who has to go on, whatever that raises.
+
+    An Exception is logged by ``concurrent.futures``; so is anything else here.
+    """
+    try:
+        fn(future)
+    except Exception:
+        raise
+    except BaseException:
+        import logging
+
+        logger = logging.getLogger("concurrent.futures")
+        logger.exception("exception calling callback for %r", future)
+
+
+def _nothing() -> None:
+    pass
+
+
 def _is_on_loop() -> bool:
     """Whether the calling thread runs an event loop."""
-    events = sys.modules.get("asyncio.events")
-    return events is not None and events._get_running_loop() is not None  # noqa: SLF001
+    events = sys.modules.get("asyncio.events")  # maybe amid its import, in another thread
+    find = getattr(events, "_get_running_loop", None)
+    return find is not None and find() is not None
 
 
 def _fail(failed: Failed) -> None:
@@ -320,7 +341,7 @@ class LaneDesk:
             fn, args, kwargs = task
             context = copy_context() if self._threads is None else _context_in(self._threads)
             task = (context.run, (fn, *args), kwargs)
-        with self._lock:
+        with Shield(_nothing), self._lock:
             if self._is_closed:
                 raise closed_error()
             self._waiting.append((future, task))
@@ -420,23 +441,28 @@ class LaneDesk:
                     )
                 else:
                     finished = lane.wait_outcomes(timeout)
-            except Exception as error:  # noqa: BLE001  no workers any more: every future is told
+            except PlaitError as error:  # no workers any more: every future is told
                 self._fail_all(error)
                 return False
-            for stretch in finished:
-                self._resolve(stretch)
+            try:
+                for stretch in finished:
+                    self._resolve(stretch)
+            except BaseException:  # from outside: it is nobody's result, and costs nobody his
+                for stretch in finished:
+                    self._resolve(stretch)
+                raise
         return True
 
     def _resolve(self, finished: Finished) -> None:
         with self._lock:
             indices = range(finished.first, finished.first + len(finished.values))
-            futures = [self._futures.pop(index, None) for index in indices]
+            futures = [self._futures.get(index) for index in indices]
             if futures:
                 self._task_s = finished.seconds / len(futures)
                 self._setting.limits.time.learn(finished)
         for place, future in enumerate(futures):
-            if future is None:  # it was cancelled meanwhile
-                continue
+            if future is None or self._futures.pop(finished.first + place, None) is None:
+                continue  # it was cancelled meanwhile
             error = finished.errors.get(place)
             if error is None:
                 future.set_result(finished.values[place])
@@ -458,7 +484,7 @@ class LaneDesk:
                 assert self._lane is not None
                 self._lane.wake()
 
-    def _fail_all(self, error: Exception) -> None:
+    def _fail_all(self, error: BaseException) -> None:
         with self._lock:
             futures = [*self._futures.values(), *(future for future, _ in self._waiting)]
             self._futures.clear()
@@ -518,11 +544,17 @@ class LaneDesk:
     def _keep(self) -> None:
         """Read outcomes when nobody else does; end after the last one."""
         while self._await_turn():
-            with self._lock:
-                failed = self._send()
-            _fail(failed)
-            self._advance(None, lambda: bool(self._awaited))
+            try:
+                self._drive()
+            except BaseException as error:  # noqa: BLE001  there is nobody else to be told
+                self._fail_all(error)
             self._keeper_drives = False
+
+    def _drive(self) -> None:
+        with self._lock:
+            failed = self._send()
+        _fail(failed)
+        self._advance(None, lambda: bool(self._awaited))
 
     def _await_turn(self) -> bool:
         """Block until the keeper is to drive; False if it never will be again.

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from plait.backends import open_backend
 from plait.backends.contract import Setting
-from plait.errors import WorkerStartError
+from plait.errors import PlaitError, WorkerStartError
 from plait.host import cpu_count, monotonic
 from plait.outcome import Call, Chunk
 from plait.running import OUR_LOOP, inside
@@ -225,11 +225,12 @@ def leased(plan: Plan, options: Options, max_workers: int) -> Iterator[Backend]:
     try:
         yield backend
         is_sound = True
-    except (Exception, GeneratorExit):
+    except (PlaitError, GeneratorExit):
         is_sound = True
         raise
     finally:
-        # Ctrl-C may have struck anywhere: a pool that was in use then is not used again.
+        # What else comes out here came from outside (Ctrl-C, another signal handler's exception)
+        # and may have struck anywhere: a pool that was in use then is not used again.
         _pools.release(backend, keep=is_sound)
 
 

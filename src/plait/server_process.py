@@ -256,8 +256,9 @@ def start_early() -> None:
 
     Says nothing if that fails: whoever then needs the server hears why.
     """
-    worker = sys.modules.get("plait.worker")
-    if not CAN_FORK or (worker is not None and worker.depth()):  # no processes inside of one
+    # Another thread may be amid the import of this; in a worker it is there from the start.
+    depth = getattr(sys.modules.get("plait.worker"), "depth", None)
+    if not CAN_FORK or (depth is not None and depth()):  # no processes inside of one
         return
     try:  # noqa: SIM105
         server.start()

@@ -1,7 +1,9 @@
-"""Hold back Ctrl-C while shared state is being changed.
+"""Hold back signal handlers while shared state is being changed.
 
-Python raises KeyboardInterrupt between any two steps of the main thread. Amid the books of
-a pool that other threads use, it would leave them half written.
+Python runs a signal handler between any two steps of the main thread, and most of them raise:
+Ctrl-C a KeyboardInterrupt, that of a program's own alarm a TimeoutError. Amid the books of a pool
+that other threads use, that would leave them half written, and the exception would be taken for
+that of whatever is being done just then: of an item that is packed, of a task whose result comes.
 """
 
 from __future__ import annotations
@@ -17,35 +19,44 @@ SIGINT, getsignal, set_handler = signal.SIGINT, signal.getsignal, signal.signal
 
 __all__ = ["Shield"]
 
+# Those for which programs have handlers. To ask for each of the 64 would take too long.
+NAMES = ("INT", "ALRM", "TERM", "USR1", "USR2", "HUP", "QUIT", "CHLD", "VTALRM", "PROF", "BREAK")
+SIGNALS = tuple(getattr(signal, f"SIG{name}") for name in NAMES if hasattr(signal, f"SIG{name}"))
+
 
 class Shield:
-    """A ``with`` block in which the first Ctrl-C waits until the block has ended.
+    """A ``with`` block in which signal handlers wait until the block has ended.
 
     ``on_hit`` is called at once, from the signal handler: it is to make whatever the block
-    waits for return soon. The program's own handler is then called as if the signal had
+    waits for return soon. The program's own handlers are then called as if the signals had
     come after the block. A second Ctrl-C does not wait.
     """
 
     is_hit = False
-    _handler: Any = None
-    _frame: FrameType | None = None
+    _is_up = False  # on the class: whether there is one already, in the main thread
 
     def __init__(self, on_hit: Callable[[], object]) -> None:
         self._on_hit = on_hit
+        self._handlers: list[tuple[int, Any]] = []  # those of the program
+        self._hits: list[tuple[int, FrameType | None]] = []
 
     def __enter__(self) -> Self:
-        if current_thread() is main_thread():
-            handler = getsignal(SIGINT)
-            # Else it is ignored, or not Python's business, or there is a shield already.
-            if callable(handler) and getattr(handler, "__func__", None) is not Shield._hit:
-                self._handler = handler
-                set_handler(SIGINT, self._hit)
+        if not Shield._is_up and current_thread() is main_thread():
+            for number in SIGNALS:
+                handler = getsignal(number)
+                if callable(handler):  # else it is ignored, or not Python's business
+                    Shield._is_up = True
+                    self._handlers.append((number, handler))
+                    set_handler(number, self._hit)
         return self
 
-    def _hit(self, signum: int, frame: FrameType | None) -> None:
-        if self.is_hit:
-            self._handler(signum, frame)
-        self.is_hit, self._frame = True, frame
+    def _hit(self, number: int, frame: FrameType | None) -> None:
+        is_second = number == SIGINT and any(hit == SIGINT for hit, _ in self._hits)
+        self.is_hit = True
+        if is_second:
+            dict(self._handlers)[SIGINT](number, frame)
+        else:
+            self._hits.append((number, frame))
         self._on_hit()
 
     def __exit__(
@@ -54,9 +65,24 @@ class Shield:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._handler is None:
+        if not self._handlers:
             return
-        set_handler(SIGINT, self._handler)
-        if self.is_hit:
-            frame, self._frame = self._frame, None  # it would keep all alive that it knows
-            self._handler(SIGINT, frame)
+        for number, handler in self._handlers:
+            if getsignal(number) == self._hit:  # else the block has set another one
+                set_handler(number, handler)
+        Shield._is_up = False
+        if self._hits:
+            # They would keep all alive that their frames know.
+            hits, self._hits = self._hits, []
+            handlers = dict(self._handlers)
+            _call([(handlers[number], number, frame) for number, frame in hits])
+
+
+def _call(due: list[tuple[Any, int, FrameType | None]]) -> None:
+    """Call handlers, each of them also if one before it raises."""
+    try:
+        handler, number, frame = due.pop(0)
+        handler(number, frame)
+    finally:
+        if due:
+            _call(due)

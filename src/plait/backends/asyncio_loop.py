@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import weakref
 from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from plait.backends.contract import Setting, Traits
@@ -54,6 +56,9 @@ class AsyncioBackend:
         self._places = None if is_shared else _Places(max_workers)
         self._tasks: set[asyncio.Task[None]] = set()  # asyncio itself keeps no strong reference
         self._thread: threading.Thread | None = None
+        self._ending: asyncio.Task[None] | None = None
+        self._is_ending = False  # by ``close``
+        self._lanes: weakref.WeakSet[AsyncioLane] = weakref.WeakSet()
         self._loop = loop
         # A call that is made on a loop of ours holds that up until it is over.
         self.marks = frozenset({OUR_LOOP} if loop is None else ())
@@ -85,13 +90,38 @@ class AsyncioBackend:
             if self._loop is None:
                 self._loop = self._start_loop()
             self._initialize()
-        return AsyncioLane(self, call, self._loop, setting or Setting())
+        lane = AsyncioLane(self, call, self._loop, setting or Setting())
+        self._lanes.add(lane)
+        return lane
 
     def _start_loop(self) -> asyncio.AbstractEventLoop:
         loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=loop.run_forever, name="plait-asyncio", daemon=True)
+        self._thread = threading.Thread(
+            target=self._run_loop, args=(loop,), name="plait-asyncio", daemon=True
+        )
         self._thread.start()
         return loop
+
+    def _run_loop(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Run the loop until ``close`` stops it; if something else does, tell the lanes why."""
+        error: BaseException | None = None
+        try:
+            loop.run_forever()
+        except BaseException as raised:  # noqa: BLE001  SystemExit of a task that a task started
+            error = raised
+        if self._is_ending:
+            loop.close()
+            return
+        if error is None:
+            error = PoolClosed("A task stopped the event loop of plait: loop.stop().")
+        self._refusal = PoolClosed(f"The event loop of this pool ended by {error!r}.")
+        lanes = list(self._lanes)
+        for lane in lanes:
+            lane.inbox.is_closed = True
+        _cancel_all(loop)
+        loop.close()
+        for lane in lanes:
+            lane.inbox.put(error)
 
     def _initialize(self) -> None:
         initializer, self._initializer = self._initializer, None
@@ -137,10 +167,19 @@ class AsyncioBackend:
             loop, thread, self._thread = self._loop, self._thread, None
         if loop is None or thread is None:
             return
-        asyncio.run_coroutine_threadsafe(_finish(set(self._tasks)), loop).result()
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
+        with suppress(RuntimeError):  # it has ended by itself
+            loop.call_soon_threadsafe(self._end_soon)
+        if thread is not threading.current_thread():
+            thread.join()
+
+    def _end_soon(self) -> None:
+        self._ending = asyncio.get_running_loop().create_task(self._end_loop())
+
+    async def _end_loop(self) -> None:
+        """Stop the loop when the tasks on it are done."""
+        await _finish(set(self._tasks))
+        self._is_ending = True
+        asyncio.get_running_loop().stop()
 
     def abandon(self) -> None:
         """In a forked child: the loop runs in the parent only."""
@@ -347,6 +386,15 @@ async def _catch(awaitable: Awaitable[Any]) -> tuple[Any, BaseException | None]:
         return None, error
 
 
-async def _finish(tasks: set[asyncio.Task[None]]) -> None:
+def _cancel_all(loop: asyncio.AbstractEventLoop) -> None:
+    """Have what is left on a loop that has ended clean up, as ``asyncio.run`` does."""
+    tasks = asyncio.all_tasks(loop)
+    for task in tasks:
+        task.cancel()
+    with suppress(BaseException):  # the first that ended the loop is told
+        loop.run_until_complete(asyncio.wait_for(_finish(tasks), GRACE_S))
+
+
+async def _finish(tasks: set[asyncio.Task[Any]]) -> None:
     if tasks:
         await asyncio.wait(tasks)

@@ -59,12 +59,14 @@ class Levels(NamedTuple):
     @classmethod
     def here(cls) -> Levels | None:
         """Return this process's; None if it has not imported logging."""
-        logging = sys.modules.get("logging")
-        if logging is None:
+        if "logging" not in sys.modules:
             return None
+        import logging  # another thread may be amid its import: this waits for that
+
         manager = logging.root.manager
         found = {"": (logging.root.level, False)}
-        for name, logger in list(manager.loggerDict.items()):
+        loggers: dict[str, Any] = manager.loggerDict
+        for name, logger in list(loggers.items()):
             if getattr(logger, "level", 0) or getattr(logger, "disabled", False):
                 found[name] = (logger.level, logger.disabled)
         return cls(found, manager.disable)

@@ -151,13 +151,17 @@ class Turns:
         if self.due < math.inf:
             left = max(0.0, self.due - monotonic())
             timeout = left if timeout is None else min(timeout, left)
+        # An exception from outside comes after a call, not before it: after that of ``release`` at
+        # the earliest, when the lock is to be taken again, and whatever comes, nobody drives then.
         self._is_driven = True
-        self.lock.release()
         try:
+            self.lock.release()
             ready = self._select(timeout)
         finally:
-            self.lock.acquire()
-            self._is_driven = False
+            try:
+                self.lock.acquire()
+            finally:
+                self._is_driven = False
         # What a worker printed comes before what it sent later: results, for example.
         if len(ready) > 1:
             ready.sort(key=_comes_later)

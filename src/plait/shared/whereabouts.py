@@ -40,11 +40,12 @@ def whoami() -> str:
 
 def process_name() -> str:
     """Return what this process is called: by plait if it is a worker, else by multiprocessing."""
-    worker = sys.modules.get("plait.worker")
-    if worker and worker.name:
-        return str(worker.name)
-    process = sys.modules.get("multiprocessing.process")
-    return process.current_process().name if process else "MainProcess"
+    # Another thread may be amid the import of these; where they matter they are there.
+    name = getattr(sys.modules.get("plait.worker"), "name", None)
+    if name:
+        return str(name)
+    process = getattr(sys.modules.get("multiprocessing.process"), "current_process", None)
+    return str(process().name) if process else "MainProcess"
 
 
 def place_in(frame: FrameType) -> str:
