@@ -106,7 +106,7 @@ def test_a_program_that_is_called_python_is_started_once(
         text = str(caught.value)
         assert str(path) in text
         assert "exited with code 7" in text
-        assert "It said: last words" in text
+        assert "Its last words:\nlast words" in text
     plan = plait.plan(busy, [0] * 100_000)
     assert plan.backend != "processes"
     assert "last words" in str(plan)

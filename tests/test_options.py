@@ -130,7 +130,7 @@ def test_every_value_in_a_hint_is_allowed() -> None:
         ("retries", 3, "It is an option of plait.map and of what is called like it."),
         ("max_retries", 3, "plait.map and what is called like it have retries."),
         ("ignore_errors", True, "plait.map and what is called like it have on_error='return'."),
-        ("executor", None, "An executor has a map of its own: executor.map(fn, items)."),
+        ("executor", None, "It is an option of plait.map and of what is called like it."),
         ("zzz", 1, "The options are max_workers, backend, initializer, "),
     ],
 )

@@ -86,7 +86,9 @@ def test_who_cannot_start_it_hears_why_when_it_is_needed(monkeypatch: pytest.Mon
     for wrong in ("/nowhere/python", "", None):
         monkeypatch.setattr(sys, "executable", wrong)
         server_process.start_early()
-        with pytest.raises(plait.WorkerStartError, match="could not be started"):
+        with pytest.raises(
+            plait.WorkerStartError, match="No worker process can be started. sys.executable is"
+        ):
             plait.map(abs, [1], **PROCESSES)
 
 
@@ -99,7 +101,7 @@ def test_a_server_that_dies_at_once_is_one_clear_error(monkeypatch: pytest.Monke
         with pytest.raises(plait.WorkerStartError) as caught:
             plait.map(abs, [1], **PROCESSES)
         assert f"{sys.executable} -" in str(caught.value)
-        assert "exited with code 1 before it was at work" in str(caught.value)
+        assert "exited with code 1 before it was ready" in str(caught.value)
         assert "what it said" in str(caught.value)
 
 

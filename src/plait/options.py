@@ -490,7 +490,6 @@ FOREIGN = {
 SENTENCES = {
     "seed": "plait draws no numbers: give each task a seed of its own with its item.",
     "random_state": "plait draws no numbers: give each task a seed of its own with its item.",
-    "executor": "An executor has a map of its own: executor.map(fn, items).",
 }
 ALL_CPUS = "Leave it out to have as many as are of use, or say how many at most."
 

@@ -14,6 +14,7 @@ import sys
 from _thread import allocate_lock  # as in threading
 
 from plait.bare import DONT_WAIT, Socket, send_fds, signal, socketpair
+from plait.clocks import monotonic
 from plait.interpreter import python_command, why_not
 
 TYPE_CHECKING = False  # as in typing
@@ -33,6 +34,8 @@ ERRORS_TO = b"ERRS".ljust(24, b"\0")
 LACKS = (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM)
 # How long it may take to end once it has closed its socket, and how much of its words is shown.
 END_S = 2.0
+FAILED_S = 60.0
+"""A Python of which no server came is not tried again for so long."""
 MOST_WORDS = 2000
 
 
@@ -48,8 +51,7 @@ class ServerProcess:
         self._pid = 0  # 0: it does not run
         self._root: Socket | None = None
         self._words = -1  # the file in which it says why it cannot start
-        self._failed: object = ()  # sys.executable, if no server came of that
-        self._failure = ""
+        self._failure: tuple[object, float, str] | None = None  # of which Python, until when, why
         self.users: set[object] = set()  # those who have workers there
 
     def start(self) -> None:
@@ -83,7 +85,11 @@ class ServerProcess:
         """Return why it cannot be started, "" if nothing speaks against it."""
         if self._root is not None:
             return ""
-        return self._failure if self._failed == sys.executable else why_not()
+        if self._failure is not None:
+            executable, until, text = self._failure
+            if executable == sys.executable and monotonic() < until:
+                return text
+        return why_not()
 
     def _start(self) -> None:
         if reason := self.why_not():
@@ -111,14 +117,14 @@ class ServerProcess:
         words = self._read_words()
         status = self._stop()
         if not has_lived:
-            ending = "did not answer" if status is None else f"ended with {_status_text(status)}"
+            ending = "did not answer" if status is None else _status_text(status)
             said = f" Its last words:\n{words}\n" if words else ""
             failure = (
                 f"The server process that starts them could not be started: "
                 f"{_shown_command()} {ending} before it was ready.{said}"
             )
             if status != -signal.SIGKILL:  # somebody else's doing
-                self._failed, self._failure = sys.executable, failure
+                self._failure = (sys.executable, monotonic() + FAILED_S, failure)
             raise ServerFailed(failure)
 
     def _has_lived(self) -> bool:
@@ -196,13 +202,14 @@ def _wait_for(pid: int) -> bool:
 
 
 def _status_text(status: int) -> str:
-    return f"exit code {status}" if status >= 0 else f"signal {-status}"
+    return f"exited with code {status}" if status >= 0 else f"was killed by signal {-status}"
 
 
 def _shown_command() -> str:
     """Return the command, without what is long and always the same."""
     command = python_command("plait.backends.server.main")
-    return " ".join([*(command[: command.index("-c")] if "-c" in command else command[:2]), "..."])
+    end = command.index("-c") + 1 if "-c" in command else 2
+    return " ".join([*command[:end], "..."])
 
 
 def _open_words() -> int:

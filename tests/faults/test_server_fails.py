@@ -25,11 +25,11 @@ PROCESSES: dict[str, Any] = {"backend": "processes", "max_workers": 2}
 
 
 class Wrong:
-    """A program that is no Python, and notes how often it was started."""
+    """A program that is called Python and is none; it notes how often it was started."""
 
     def __init__(self, folder: Path) -> None:
         self._notes = folder / "notes"
-        self.path = folder / "wrong"
+        self.path = folder / "python-wrong"
         self.path.write_text(
             f"#!/bin/sh\necho started >> {self._notes}\necho these are my last words >&2\nexit 3\n"
         )
@@ -57,12 +57,17 @@ def test_what_is_no_python_is_named_and_tried_once(
 ) -> None:
     close_all()
     monkeypatch.setattr(sys, "executable", str(wrong.path))
-    for call in range(1, 4):
+    for _ in range(3):
         with pytest.raises(plait.WorkerStartError) as caught:
             plait.map(abs, range(10), **PROCESSES)
-        assert wrong.starts == call
+        assert wrong.starts == 1
         text = str(caught.value)
-        for part in ("could not be started", str(wrong.path), "exit code 3", "my last words"):
+        for part in (
+            "could not be started",
+            str(wrong.path),
+            "exited with code 3",
+            "my last words",
+        ):
             assert part in text
 
 
@@ -72,11 +77,11 @@ def test_auto_takes_another_way_and_says_so(wrong: Wrong, monkeypatch: pytest.Mo
     run = plait.run(spin, range(60), ordered=True, max_workers=8)
     assert [outcome.value for outcome in run] == list(range(60))
     assert wrong.starts == 1
-    assert "exit code 3" in str(run.report)
+    assert "exited with code 3" in str(run.report)
     assert run.plan is not None
     assert run.plan.backend != "processes"
     assert plait.map(spin, range(60), max_workers=8) == list(range(60))
-    assert wrong.starts == 2
+    assert wrong.starts == 1
 
 
 def test_an_environment_in_which_no_python_starts(run_python: Callable[..., Any]) -> None:
@@ -87,7 +92,7 @@ def test_an_environment_in_which_no_python_starts(run_python: Callable[..., Any]
         "print(plait.map(abs, [-1]))\n"
     )
     done = run_python("-c", program)
-    assert "exit code 1" in done.stdout
+    assert "exited with code 1" in done.stdout
     assert "Fatal Python error" in done.stdout
     assert done.stdout.endswith("[1]\n")
     assert done.stderr == ""
@@ -125,7 +130,7 @@ def test_where_it_cannot_be_renewed_all_who_wait_hear_of_it(
     for thread in threads:
         thread.join()
     assert len(errors) == 3
-    assert all("exit code 3" in str(error) for error in errors)
+    assert all("exited with code 3" in str(error) for error in errors)
 
 
 def test_auto_goes_on_when_it_dies_after_the_choice(
@@ -141,7 +146,7 @@ def test_auto_goes_on_when_it_dies_after_the_choice(
             kill_server()
     if run.report.earlier_plans:  # else the machine has one CPU, and never took processes
         assert wrong.starts == 1
-        assert "exit code 3" in str(run.report)
+        assert "exited with code 3" in str(run.report)
     assert sorted(outcome.value for outcome in outcomes) == list(range(300))
 
 
