@@ -86,9 +86,7 @@ def test_who_cannot_start_it_hears_why_when_it_is_needed(monkeypatch: pytest.Mon
     for wrong in ("/nowhere/python", "", None):
         monkeypatch.setattr(sys, "executable", wrong)
         server_process.start_early()
-        with pytest.raises(
-            plait.WorkerStartError, match="No worker process can be started. sys.executable is"
-        ):
+        with pytest.raises(plait.WorkerStartError, match=r"can be started\. sys\.executable is"):
             plait.map(abs, [1], **PROCESSES)
 
 
