@@ -87,6 +87,9 @@ class Desk(Protocol):
         ...
 
 
+UNFINISHED = ("PENDING", "RUNNING")  # what Future._state says meanwhile
+
+
 class PlaitFuture(Future[T]):
     """A future whose task can be ended while it runs, if its worker can be."""
 
@@ -99,7 +102,7 @@ class PlaitFuture(Future[T]):
     @property
     def _waiters(self) -> list[Any]:
         """What ``concurrent.futures.wait`` and ``as_completed`` add to before they wait."""
-        if not self.done():
+        if self._state in UNFINISHED:
             self._desk.expect_wait(self)
         return self._waiting
 

@@ -31,6 +31,7 @@ class _State:
     def __init__(self) -> None:
         self.has_support = False  # it comes to freeze_support() before anything else
         self.pythons: dict[str, bool] = {}  # by path: whether it is one
+        self.fine: set[str] = set()  # paths of those that can be started
 
 
 _state = _State()
@@ -74,6 +75,8 @@ def is_frozen() -> bool:
 def why_not() -> str:
     """Return why no other Python can be started, as a sentence and what to try; "" if it can."""
     path = sys.executable
+    if path in _state.fine and not is_frozen():
+        return ""
     again = "starting it would run this program a second time"
     if path and _state.has_support and (is_frozen() or not _is_python(path)):
         return ""
@@ -86,6 +89,7 @@ def why_not() -> str:
     if not _is_python(path):
         text = f"sys.executable is {path!r}, which is not a Python interpreter, and {again}."
         return f"{text} {ADVICE}"
+    _state.fine.add(path)
     return ""
 
 

@@ -23,7 +23,7 @@ import os
 import threading
 import weakref
 from collections import deque
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
@@ -166,11 +166,14 @@ class ThreadBackend:
         """Wake or start a worker if one more may run something of a lane; whether that was so."""
         # Who has heard the bell and not said so yet is counted as idle: then one ring too many may
         # be left, which wakes nobody, and must not be taken for somebody who is coming.
-        woken = min(self._bell.qsize(), self._idle)
-        coming = len(self._seats) - self._busy - self._idle + woken
+        busy, idle = self._busy, self._idle
+        if lane.at_work and busy - self.lent >= self._most:  # as most often, and soon told
+            return False
+        woken = min(self._bell.qsize(), idle)
+        coming = len(self._seats) - busy - idle + woken
         if coming >= len(lane.waiting) or not self._may_run(lane, coming):
             return False
-        if self._idle > woken:
+        if idle > woken:
             self._bell.put(None)
         else:
             self._start_worker()
@@ -235,19 +238,18 @@ class ThreadBackend:
             lane, chunk = seat.lane, seat.chunk
             assert lane is not None
             lane.run(chunk, seat)
-            del chunk  # an idle worker keeps no item alive
+            del lane, chunk  # an idle worker keeps no item alive
             if seat.lent_in:
                 seat.take_back()
-            with self.lock:
-                if seat.is_abandoned:
-                    return
-                self._leave_job(seat)
-            del lane
 
     def _await_job(self, seat: _Seat) -> bool:
         """Give a worker what is next, when there is something for it; False: it is to end."""
         while True:
             with self.lock:
+                if seat.is_abandoned:
+                    return False
+                if seat.lane is not None:
+                    self._leave_job(seat)
                 if self._take_next(seat):
                     return True
                 if self._is_closed and not self._lines:
@@ -261,23 +263,32 @@ class ThreadBackend:
 
     def _take_next(self, seat: _Seat) -> bool:
         """Give a worker a chunk of the lane whose turn it is, and call another for what is left."""
-        for _ in range(len(self._lines)):
-            lane = self._lines.popleft()
+        lines = self._lines
+        for _ in range(len(lines)):
+            lane = lines[0]
             if lane.waiting and self._may_run(lane):
                 seat.lane, seat.chunk = lane, lane.waiting.popleft()
                 self._busy += 1
                 lane.at_work += 1
             if lane.waiting:
-                self._lines.append(lane)
+                lines.rotate(-1)
+            else:
+                lines.popleft()
             if seat.lane is not None:
-                self._call_others()
+                if lines:
+                    self._call_others()
                 return True
         return False
 
     def _call_others(self) -> None:
         """Call a worker for a lane that may have one more, if there is one."""
-        with suppress(WorkerStartError):  # who is at work will come to it
-            any(self._call_worker(lane) for lane in self._lines)
+        is_full = self._busy - self.lent >= self._most
+        try:
+            for lane in self._lines:
+                if not (is_full and lane.at_work) and self._call_worker(lane):
+                    return
+        except WorkerStartError:  # who is at work will come to it
+            return
 
     def _leave_job(self, seat: _Seat) -> None:
         """Count that a worker is through with a chunk; called with the lock."""
