@@ -13,7 +13,6 @@ from collections.abc import (
     MutableMapping,
     ValuesView,
 )
-from operator import getitem
 from reprlib import recursive_repr
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
@@ -112,7 +111,7 @@ class Dict(MutableMapping[K, V]):
     # --- To read -------------------------------------------------------------------------
 
     def __getitem__(self, key: K) -> V:
-        return self._replica.get(getitem, key)  # type: ignore[no-any-return]
+        return self._replica.get(key)  # type: ignore[no-any-return]
 
     def __len__(self) -> int:
         return self._replica.look(len)
@@ -167,7 +166,7 @@ class Dict(MutableMapping[K, V]):
         >>> Dict({"a": 1}).get("b", 0)
         0
         """
-        return self._replica.get(dict.get, key, default)
+        return self._replica.pick(dict.get, key, default)
 
     def keys(self) -> KeysView[K]:
         """Return the keys that are there now.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, MutableSequence
-from operator import getitem
 from operator import index as as_int
 from reprlib import recursive_repr
 from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar, overload
@@ -88,7 +87,7 @@ class List(MutableSequence[T]):
     @overload
     def __getitem__(self, index: slice) -> list[T]: ...
     def __getitem__(self, index: SupportsIndex | slice) -> T | list[T]:
-        return self._replica.get(getitem, index)  # type: ignore[no-any-return]
+        return self._replica.get(index)  # type: ignore[no-any-return]
 
     def __len__(self) -> int:
         return self._replica.look(len)

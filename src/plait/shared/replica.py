@@ -55,6 +55,7 @@ BY_CLOUDPICKLE = -1
 STALE = -1
 LOG_BYTES = 64 * 1024
 LOCK_OF = "the lock of "
+_dumps, PROTOCOL = pickle.dumps, wire.PROTOCOL
 
 
 class Replica(Generic[Content]):
@@ -125,7 +126,19 @@ class Replica(Generic[Content]):
     # the try, by a call of C. To release what one has not, does nothing: it was not taken by this
     # thread at all, or the first try would have taken it once more.
 
-    def get(self, read: Callable[..., Any], *args: Any) -> Any:
+    def get(self, key: Any) -> Any:
+        """Return a copy of what the content has at an index, or a key."""
+        try:
+            if code := _try_lock(self._mutex):
+                self.lock.wait(code)
+            if self._log.words[STATE] != self._seen:
+                self._catch_up()
+            found = self._content[key]  # type: ignore[index]
+        finally:
+            _unlock(self._mutex)
+        return found if type(found) in ATOMS else copy_of(found)
+
+    def pick(self, read: Callable[..., Any], *args: Any) -> Any:
         """Return a copy of the value that a function reads from the content, with ``args``.
 
         The last of these may be a default, which is returned as it is.
@@ -143,7 +156,7 @@ class Replica(Generic[Content]):
     def look(self, read: Callable[[Content], Result]) -> Result:
         """Return what a function reads from the content as it is now.
 
-        What comes out of it is to be copied before a user gets it, as by ``get`` and ``items``.
+        What comes out of it is to be copied before a user gets it, as by the others.
         """
         try:
             if code := _try_lock(self._mutex):
@@ -296,7 +309,7 @@ def _is_of_atoms(content: Any) -> bool:
 def _packed(change: Change) -> bytes:
     """Return a change as a record. Raises NotPicklable."""
     try:
-        data = pickle.dumps(change, wire.PROTOCOL)
+        data = _dumps(change, PROTOCOL)
     except Exception:  # noqa: BLE001  whatever it is, cloudpickle may do better
         data = None
     if data is None or b"__main__" in data:  # which is another module elsewhere
