@@ -45,9 +45,9 @@ def test_a_map_starts_its_tasks_apart(way: Way) -> None:
 def test_tasks_that_take_longer_start_apart_and_run_at_once(way: Way) -> None:
     if way.name == "serial":
         return
-    items = [4 * APART_S] * COUNT
+    items = [2 * APART_S] * COUNT
     run = plait.run(
-        way.fn(nap_from_start), items, rate=RATE, max_workers=8, on_error="raise", **way.options
+        way.fn(nap_from_start), items, rate=RATE, max_workers=4, on_error="raise", **way.options
     )
     check([outcome.value for outcome in run])
 
@@ -69,7 +69,7 @@ def test_every_call_knows_it(take: str) -> None:
 
 @pytest.mark.parametrize("fn", [note_start, nap_from_start])
 def test_auto_keeps_it_too(fn: Any) -> None:
-    run = plait.run(fn, [4 * APART_S] * COUNT, rate=RATE, on_error="raise")
+    run = plait.run(fn, [2 * APART_S] * COUNT, rate=RATE, on_error="raise")
     check([outcome.value for outcome in run])
 
 

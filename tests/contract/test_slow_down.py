@@ -97,7 +97,7 @@ def test_a_server_that_refuses_is_asked_less_and_the_report_says_so(more: Any) -
 
 
 def test_a_report_of_a_run_that_was_not_slowed_says_nothing_of_it() -> None:
-    run = plait.run(abs, range(10), backend="threads", slow_down_on=Busy)
+    run = plait.run(abs, range(10), backend="threads", slow_down_on=Busy, ordered=True)
     assert [outcome.value for outcome in run] == list(range(10))
     assert (run.report.decreases, run.report.least_at_once, run.report.at_once) == (0, None, None)
     assert "slowed" not in str(run.report)
