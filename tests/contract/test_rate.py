@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -95,6 +96,16 @@ def test_an_executor_has_one_rate_for_all(way: Way) -> None:
         futures = [executor.submit(way.fn(note_start), n) for n in range(half)]
         values = executor.map(way.fn(note_start), range(COUNT - half))
         check([future.result() for future in futures] + list(values))
+
+
+def test_what_waits_for_a_worker_does_not_start_together_when_that_is_free() -> None:
+    gate = threading.Event()
+    with plait.Executor(1, rate=RATE) as executor:
+        first = executor.submit(gate.wait)
+        futures = [executor.submit(note_start, n) for n in range(6)]
+        threading.Timer(8 * APART_S, gate.set).start()
+        assert first.result()
+        check([future.result() for future in futures], 6)
 
 
 def test_what_waits_for_its_time_can_be_cancelled_and_never_starts() -> None:
