@@ -26,6 +26,7 @@ from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 from urllib.request import ProxyHandler, build_opener
 
 import plait
@@ -330,9 +331,13 @@ def flaky() -> str:
     opener = build_opener(ProxyHandler({}))
 
     def fetch(url: str) -> str:
-        with opener.open(url) as page:
-            text: bytes = page.read()
-            return text.decode()
+        try:
+            with opener.open(url) as page:
+                text: bytes = page.read()
+                return text.decode()
+        except HTTPError as error:
+            error.close()
+            raise
 
     with flaky_server(asked) as address:
         urls = [address + path for path in PATHS]

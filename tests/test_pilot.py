@@ -238,6 +238,16 @@ def test_a_number_of_threads_that_was_asked_for_is_the_most() -> None:
     assert flight.pilot.workers == flight.pilot.capacity == 8
 
 
+@pytest.mark.parametrize("given", [{}, {"rate": "150/s"}])
+def test_workers_that_wait_for_their_time_tell_nothing_of_the_gil(given: dict[str, Any]) -> None:
+    """Without a rate, tasks that come one after the other seem to hold it."""
+    flight = Flight(FREE, 10_000, **given)
+    assert flight.plan.backend == "threads"
+    flight.finish(40, 0.012, 0.010)
+    sample = flight.pilot.look_again(9_000, 40, flight.now)
+    assert (sample is None) == bool(given)
+
+
 # --- In real runs ----------------------------------------------------------------------------
 
 

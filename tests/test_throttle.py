@@ -100,7 +100,7 @@ class Run:
             self.window.learn(started, has_failed=has_failed, now=self.now)
 
 
-@examples(60)
+@examples(40)
 @given(
     workers=st.integers(2, 120),
     spread=st.floats(0, 1),
@@ -284,7 +284,20 @@ def test_other_errors_hold_nothing() -> None:
     throttle.limit(4)
     throttle.learn([finished(error)], now=10.0)
     assert throttle.start(10.0)
-    assert not throttle.is_felt
+    assert not throttle.is_limiting
+
+
+def test_at_a_pace_and_in_a_window_it_is_limiting_that_fewer_run() -> None:
+    paced = Throttle.of(Options.of({"rate": 10}))
+    assert paced is not None
+    assert paced.is_limiting
+    slowed = Throttle.of(Options.of({"slow_down_on": Busy}))
+    assert slowed is not None
+    slowed.limit(1)
+    assert not slowed.is_limiting
+    slowed.limit(2)
+    slowed.learn([finished(Busy())], now=1.0)
+    assert slowed.is_limiting
 
 
 # --- What an error asks for ------------------------------------------------------------------

@@ -493,7 +493,7 @@ class Run:
         is_full = self._feed.is_open
         if self._throttle is not None:
             self._slow_down(self._throttle, batch)
-            is_full = is_full and not self._throttle.is_felt
+            is_full = is_full and not self._throttle.is_limiting
         progress = room.lane.take_progress()
         pilot.learn(batch, now := monotonic(), progress, is_full=is_full)
         has_rest = self._feed.is_open or room.lane.left

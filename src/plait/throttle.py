@@ -197,7 +197,7 @@ class Throttle:
         return self._pace is not None
 
     @property
-    def is_felt(self) -> bool:
+    def is_limiting(self) -> bool:
         """Whether fewer tasks run than workers could: how many they do then says nothing."""
         return self.has_pace or (self.window is not None and not self.window.is_open)
 

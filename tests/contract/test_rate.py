@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -45,9 +46,9 @@ def test_a_map_starts_its_tasks_apart(way: Way) -> None:
 def test_tasks_that_take_longer_start_apart_and_run_at_once(way: Way) -> None:
     if way.name == "serial":
         return
-    items = [4 * APART_S] * COUNT
+    items = [2 * APART_S] * COUNT
     run = plait.run(
-        way.fn(nap_from_start), items, rate=RATE, max_workers=8, on_error="raise", **way.options
+        way.fn(nap_from_start), items, rate=RATE, max_workers=4, on_error="raise", **way.options
     )
     check([outcome.value for outcome in run])
 
@@ -69,7 +70,7 @@ def test_every_call_knows_it(take: str) -> None:
 
 @pytest.mark.parametrize("fn", [note_start, nap_from_start])
 def test_auto_keeps_it_too(fn: Any) -> None:
-    run = plait.run(fn, [4 * APART_S] * COUNT, rate=RATE, on_error="raise")
+    run = plait.run(fn, [2 * APART_S] * COUNT, rate=RATE, on_error="raise")
     check([outcome.value for outcome in run])
 
 
@@ -112,6 +113,16 @@ def test_a_task_may_wait_for_tasks_of_its_own_executor() -> None:
 
     with plait.Executor(2, rate="1000/s") as executor:
         assert executor.submit(fib, 6).result() == 8
+
+
+def test_what_waits_for_a_worker_does_not_start_together_when_that_is_free() -> None:
+    gate = threading.Event()
+    with plait.Executor(1, rate=RATE) as executor:
+        first = executor.submit(gate.wait)
+        futures = [executor.submit(note_start, n) for n in range(6)]
+        threading.Timer(8 * APART_S, gate.set).start()
+        assert first.result()
+        check([future.result() for future in futures], 6)
 
 
 def test_what_waits_for_its_time_can_be_cancelled_and_never_starts() -> None:

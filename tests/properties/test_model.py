@@ -42,6 +42,7 @@ facts = st.builds(
     remaining=st.none() | st.integers(1, 10**9),
     is_warm=st.booleans(),
     free_bytes=st.just(math.inf) | st.floats(0, 1e12),
+    most_per_s=st.just(math.inf) | st.floats(1e-4, 1e6),
 )
 
 
