@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from plait import pools, server_process
+from plait.heartbeat import has_gil
 from tests.start import descendants, ended_programs
 
 # A shell that runs the tests in the background has them ignore Ctrl-C, and nohup a hang-up; and so
@@ -41,6 +42,8 @@ WAYS: dict[str, dict[str, Any]] = {
     "spawn": {"backend": "processes", "start_method": "spawn"},
 }
 PROCESS_WAYS = ("server", "spawn")
+
+needs_gil = pytest.mark.skipif(not has_gil(), reason="there is no GIL")
 
 
 class Way:

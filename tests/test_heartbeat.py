@@ -11,6 +11,7 @@ import pytest
 
 from plait import heartbeat
 from plait.heartbeat import Heartbeat, Tally, has_gil
+from tests.conftest import needs_gil
 
 BEAT_S = 0.0005
 BLOB = bytes(range(256)) * 1024
@@ -33,12 +34,12 @@ def share_while(work: object, beats: int) -> float:
     return share
 
 
-@pytest.mark.skipif(not has_gil(), reason="there is no GIL to be held")
+@needs_gil
 def test_python_code_holds_it() -> None:
     assert share_while(lambda: sum(i * i for i in range(1000)), beats=8) > 0.7
 
 
-@pytest.mark.skipif(not has_gil(), reason="there is no GIL to be held")
+@needs_gil
 def test_each_step_that_holds_it_has_a_beat() -> None:
     """The switch interval began anew between steps: there was none in 20 of them."""
     heart = Heartbeat()
@@ -62,7 +63,7 @@ def test_compression_lets_go_of_it() -> None:
     assert share_while(lambda: zlib.compress(BLOB), beats=40) < 0.4
 
 
-@pytest.mark.skipif(not has_gil(), reason="there is no GIL to be held")
+@needs_gil
 def test_of_who_sleeps_it_is_not_known() -> None:
     heart = Heartbeat()
     heart.start()
@@ -73,6 +74,7 @@ def test_of_who_sleeps_it_is_not_known() -> None:
     assert heart.tally.held_share is None
 
 
+@needs_gil
 def test_short_holds_are_seen() -> None:
     """A millisecond of Python every three."""
 
@@ -87,7 +89,7 @@ def test_short_holds_are_seen() -> None:
     assert share_while(task, beats=200) > 0.02
 
 
-@pytest.mark.skipif(not has_gil(), reason="there is no GIL to be held")
+@needs_gil
 def test_beats_while_the_tasks_have_no_cpu_say_nothing() -> None:
     """Seen on a busy machine: half a run in which the GIL was free, as nobody could go on."""
     heart = Heartbeat()
@@ -104,6 +106,7 @@ def test_beats_while_the_tasks_have_no_cpu_say_nothing() -> None:
     assert shares == [None, 1, pytest.approx(0.75), pytest.approx(0.8095, rel=0.001)]
 
 
+@needs_gil
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="there is no way to share a CPU")
 def test_who_has_waited_for_the_cpu_of_the_tasks_does_not_know_what_they_held() -> None:
     """Seen where tasks wait and compute: it was on their CPU, and looked only while they slept."""
@@ -132,7 +135,7 @@ def test_who_has_waited_for_the_cpu_of_the_tasks_does_not_know_what_they_held() 
     assert tally.held_share is None or tally.held_share > 0.5
 
 
-@pytest.mark.skipif(not has_gil(), reason="there is no GIL to be held")
+@needs_gil
 def test_a_thread_that_is_watched_from_outside() -> None:
     stop = threading.Event()
 

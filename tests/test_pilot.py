@@ -18,6 +18,7 @@ from plait.options import Options
 from plait.outcome import Finished
 from plait.pilot import FIRST_LOOK_S, MOST_CLIMBED, ROUNDS, Machine, Pilot
 from plait.plans import choose
+from tests.conftest import needs_gil
 
 BUSY = Sample(tasks=20, task_s=0.010, cpu_share=0.99, gil_share=1.0)
 FREE = Sample(tasks=20, task_s=0.010, cpu_share=0.99, gil_share=0.0)
@@ -321,6 +322,7 @@ def burn(n: int) -> int:
     return sum(i * i for i in range(n))
 
 
+@needs_gil
 def test_a_plan_is_changed_in_the_middle_and_nothing_is_lost_or_done_twice(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -18,6 +18,7 @@ from plait.model import Facts, Sample
 from plait.options import Options
 from plait.plans import choose
 from plait.probe import TRIED_TASKS
+from tests.conftest import needs_gil
 
 BUSY = Sample(tasks=20, task_s=0.010, cpu_share=0.99, gil_share=1.0)
 FREE = Sample(tasks=20, task_s=0.010, cpu_share=0.99, gil_share=0.05)
@@ -327,6 +328,7 @@ def test_auto_runs_the_initializer_before_the_sample() -> None:
     assert ready == ["yes"]
 
 
+@needs_gil
 def test_a_function_with_a_lock_inside_stays_here() -> None:
     import threading
 
@@ -360,6 +362,7 @@ def test_plan_runs_the_sample_and_nothing_more() -> None:
     assert chosen.predicted_s < 5
 
 
+@needs_gil
 def test_plan_tells_all_though_processes_are_out_of_the_question() -> None:
     lock = threading.Lock()
     seen: list[int] = []

@@ -18,10 +18,10 @@ import pytest
 import plait
 from plait import quick
 from plait.choice import is_coroutine
-from plait.heartbeat import has_gil
 from plait.outcome import Call, Chunk
 from plait.probe import Probe
 from plait.quick import Start, suits
+from tests.conftest import needs_gil
 
 DONE_IN_SOME = 3
 
@@ -424,7 +424,7 @@ def test_one_slow_task_that_computes_is_seen_to_compute() -> None:
     assert sample.task_s >= 0.03
 
 
-@pytest.mark.skipif(not has_gil(), reason="there is no GIL to be held")
+@needs_gil
 def test_of_a_slow_first_task_it_is_known_whether_it_holds_the_gil() -> None:
     """Seen with zlib: nothing was known of a task of 23 ms, and the rest went to processes."""
     blob = bytes(range(256)) * 20_000

@@ -15,7 +15,7 @@ import pytest
 import plait
 from plait import interpreter, probe, server_process
 from plait.backends import child
-from tests.conftest import children, close_all, wait_gone
+from tests.conftest import children, close_all, needs_gil, wait_gone
 
 pytestmark = pytest.mark.usefixtures("clean")
 
@@ -58,6 +58,7 @@ def spin(_: int) -> None:
         total += n * n
 
 
+@needs_gil
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="no processes on one CPU")
 def test_auto_starts_it_while_it_takes_its_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     for budget in ("BUDGET_S", "CLEAR_S"):

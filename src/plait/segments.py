@@ -299,14 +299,16 @@ class SegmentView:
         if self._pinned or not hasattr(mmap, "MADV_REMOVE"):
             return
         sizes = {offset: len(lease() or b"") for offset, lease in list(self._leases.items())}
-        end = max(offset + size for offset, size in sizes.items())
+        end = max((offset + size for offset, size in sizes.items() if size), default=0)
         os.truncate(self._fd, end)
+        if not end:  # this program ends, and what was held has gone before
+            return
         with mmap.mmap(self._fd, end) as memory:
             start = 0
             for offset in sorted(sizes):
                 if offset > start:
                     memory.madvise(mmap.MADV_REMOVE, start, offset - start)
-                start = offset + sizes[offset]
+                start = max(start, offset + sizes[offset])
 
 
 def _in_pages(size: int) -> int:

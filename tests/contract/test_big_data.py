@@ -22,6 +22,7 @@ import pytest
 import plait
 from plait import pools, segments
 from plait.backends.contract import Setting
+from plait.heartbeat import has_gil
 from plait.host import monotonic
 from plait.outcome import Call, Chunk
 from plait.segments import SEGMENT_BYTES, SegmentStore, SegmentView
@@ -43,11 +44,16 @@ def is_full(array: Array, number: float) -> bool:
     return bool((array == number).all())
 
 
-def pool_of(way: Way, max_workers: int = 2) -> Any:
-    """Return the warm pool that maps with so many workers use."""
+def pools_of(way: Way, max_workers: int = 2) -> list[Any]:
+    """Return the warm pools that maps with so many workers use: two if several ran at once."""
     warm = [warm for warm in pools._pools.warm if warm.key[1:3] == (max_workers, way.name)]
-    assert len(warm) == 1
-    return warm[0].backend
+    return [one.backend for one in warm]
+
+
+def pool_of(way: Way, max_workers: int = 2) -> Any:
+    """Return the warm pool of maps that ran one after the other."""
+    (pool,) = pools_of(way, max_workers)
+    return pool
 
 
 def held_at_last(backend: Any) -> int:
@@ -690,6 +696,8 @@ def test_nothing_is_held_for_a_function_that_carries_the_same_bytes_twice(
 
 
 def test_results_are_gone_when_they_were_dropped(way: Way) -> None:
+    if not (has_gil() or way.is_process or way.name == "serial"):
+        pytest.skip("without a GIL what a thread has made goes when that thread runs again")
     options: dict[str, Any] = {"max_workers": 2, "chunksize": 1, **way.options}
     gc.disable()  # it would come late: large arrays are few objects
     try:
@@ -1144,7 +1152,7 @@ def test_several_threads_map_large_arrays_at_once(process_way: Way) -> None:
         thread.join()
     assert sorted(done) == [0, 10, 20, 30]
     assert not wrong
-    assert held_at_last(pool_of(process_way)) == 0
+    assert {held_at_last(pool) for pool in pools_of(process_way)} == {0}
 
 
 def test_large_results_of_futures_are_each_ones_own(way: Way) -> None:

@@ -196,7 +196,7 @@ def test_ctrl_c_reaches_it_and_nothing_goes_on(road: str, clean: None) -> None:
 def test_what_the_helper_meets_is_raised_where_it_was_called(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def refuse(*_: Any) -> Any:
+    def refuse(*_: Any, **__: Any) -> Any:
         raise plait.WorkerStartError("no workers today")
 
     monkeypatch.setattr(plait.pools, "open_backend", refuse)
