@@ -24,6 +24,7 @@ LAYERS = (
     "tasks",
     "outcome",
     "audit",
+    "greenlets",
     "sentinel",
     "compiled",
     "running",
@@ -44,6 +45,7 @@ LAYERS = (
     "wire",
     "channel",
     "wire_errors",
+    "shared.green",
     "shared.libc",
     "shared.memory",
     "shared.whereabouts",
@@ -145,6 +147,9 @@ LAYERS = (
     "cli_plan",
     "cli_sweep",
     "cli",
+    "_pyinstaller",
+    "_pyinstaller.hook-plait",
+    "_pyinstaller.rthooks.pyi_rth_plait",
 )
 # Loaded when used: other people's slow packages, and modules that one backend alone needs.
 SLOW = (

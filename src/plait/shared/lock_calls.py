@@ -27,10 +27,18 @@ if TYPE_CHECKING:
 __all__ = ["FOREVER", "LockCalls", "caller", "check_timeout"]
 
 FOREVER = -1.0
-caller = sys._getframe  # noqa: SLF001  it is documented
+_frame = sys._getframe  # noqa: SLF001  it is documented
 
 if libc.is_supported:
     _try_lock, _unlock = libc.try_lock, libc.unlock
+
+
+def caller(depth: int) -> FrameType:
+    """Return the frame so far outside of the caller's, or the outermost there is."""
+    frame = _frame(1)
+    while depth and frame.f_back is not None:
+        frame, depth = frame.f_back, depth - 1
+    return frame
 
 
 def check_timeout(blocking: bool, timeout: float) -> None:  # noqa: FBT001
@@ -71,7 +79,8 @@ class _InPython:
         """
         if timeout != FOREVER:
             check_timeout(blocking, timeout)
-        return self._take(caller(1), timeout if blocking else 0.0)
+        here = _frame()  # the outermost, where a thread or greenlet begins with it
+        return self._take(here.f_back or here, timeout if blocking else 0.0)
 
     def release(self) -> None:
         """Release it (once). Raises RuntimeError where the calling thread does not have it."""
@@ -82,7 +91,8 @@ class _InPython:
             self._refuse()
 
     def __enter__(self) -> bool:
-        return self._take(caller(1), FOREVER)
+        here = _frame()
+        return self._take(here.f_back or here, FOREVER)
 
     def __exit__(
         self,
