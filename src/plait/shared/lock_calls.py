@@ -35,10 +35,13 @@ if libc.is_supported:
 
 def caller(depth: int) -> FrameType:
     """Return the frame so far outside of the caller's, or the outermost there is."""
-    frame = _frame(1)
-    while depth and frame.f_back is not None:
-        frame, depth = frame.f_back, depth - 1
-    return frame
+    try:
+        return _frame(depth + 1)
+    except ValueError:  # a thread or greenlet begins with what asks
+        frame = _frame(1)
+        while frame.f_back is not None:
+            frame = frame.f_back
+        return frame
 
 
 def check_timeout(blocking: bool, timeout: float) -> None:  # noqa: FBT001
@@ -79,8 +82,11 @@ class _InPython:
         """
         if timeout != FOREVER:
             check_timeout(blocking, timeout)
-        here = _frame()  # the outermost, where a thread or greenlet begins with it
-        return self._take(here.f_back or here, timeout if blocking else 0.0)
+        try:
+            frame = _frame(1)
+        except ValueError:  # a thread or greenlet begins with this very function
+            frame = _frame()
+        return self._take(frame, timeout if blocking else 0.0)
 
     def release(self) -> None:
         """Release it (once). Raises RuntimeError where the calling thread does not have it."""
@@ -91,8 +97,11 @@ class _InPython:
             self._refuse()
 
     def __enter__(self) -> bool:
-        here = _frame()
-        return self._take(here.f_back or here, FOREVER)
+        try:
+            frame = _frame(1)
+        except ValueError:
+            frame = _frame()
+        return self._take(frame, FOREVER)
 
     def __exit__(
         self,
