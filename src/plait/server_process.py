@@ -196,7 +196,9 @@ def _failure_text(command: list[str], status: int | None, words_fd: int) -> str:
     if code is not None and code < 0:
         ending = f"was killed by signal {-code}"
     text = f"the command {shown!r} {ending} before it was at work."
-    return f"{text} It said: {words}" if words else text
+    if "\n" in words:
+        return f"{text} It said:\n{words}\n"
+    return f"{text} It said: {words.rstrip('.')}." if words else text
 
 
 server = ServerProcess()
