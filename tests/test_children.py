@@ -74,8 +74,9 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("daemon", [False, True])
-@pytest.mark.parametrize("how", ["spawn", "forkserver", "fork"])
+@pytest.mark.parametrize(
+    ("how", "daemon"), [("spawn", False), ("spawn", True), ("forkserver", True), ("fork", True)]
+)
 def test_a_child_of_multiprocessing(how: str, daemon: bool, tmp_path: Path) -> None:
     main = "__main__" if how == "fork" else "__mp_main__"
     program = tmp_path / "program.py"

@@ -49,7 +49,7 @@ def tick() -> None:
         ticks += 1
 
 
-def check(what: str, do: Callable[[], Any], expected: Any, least: int = 3) -> None:
+def check(what: str, do: Callable[[], Any], expected: Any, least: int = 2) -> None:
     """Check what a call returns, and that other greenlets ran beside it."""
     before = ticks
     with within(40):
@@ -74,12 +74,12 @@ def work(x: int) -> int:
 
 
 def fail(x: int) -> int:
-    time.sleep(0.02)
+    time.sleep(0.1)
     raise KeyError(x)
 
 
 async def coroutine(x: int) -> int:
-    await asyncio.sleep(0.02)
+    await asyncio.sleep(0.1)
     return x + offset
 
 
@@ -174,7 +174,7 @@ def check_shared() -> None:
         for _ in range(5):
             with number:
                 before = number.value
-                sleep(0.002)
+                sleep(0.02)
                 number.value = before + 1
 
     number.value = 0
@@ -192,7 +192,7 @@ def check_shared() -> None:
     check("own deadlock", lambda: spawn(lambda: own_deadlock(lock)).wait(), "DeadlockError", 0)
     check("not the owner", lambda: not_the_owner(lock), "RuntimeError", 0)
     check("owner ended", lambda: owner_ended(), ["OwnerDied", True], 0)
-    check("no false deadlock", no_false_deadlock, [1, 2], 200)
+    check("no false deadlock", no_false_deadlock, [1, 2], 50)
     for name, result in (("condition", conditions), ("event", events), ("barrier", barriers)):
         check(name, result, True)
     semaphore = Semaphore(0)
