@@ -113,6 +113,12 @@ def test_a_program_that_is_called_python_is_started_once(
     assert starts.read_text() == "start\n"
 
 
+def test_what_keeps_python_from_starting_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONHOME", "/nowhere")
+    with pytest.raises(plait.WorkerStartError, match="No module named 'encodings'"):
+        plait.map(abs, [1], **PROCESSES)
+
+
 def test_another_python_is_told_from_this_one(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -25,6 +25,7 @@ LAYERS = (
     "tasks",
     "outcome",
     "audit",
+    "greenlets",
     "sentinel",
     "compiled",
     "running",
@@ -46,6 +47,7 @@ LAYERS = (
     "wire",
     "channel",
     "wire_errors",
+    "shared.green",
     "shared.libc",
     "shared.memory",
     "shared.whereabouts",
@@ -150,6 +152,9 @@ LAYERS = (
     "cli_map",
     "cli_commands",
     "cli",
+    "_pyinstaller",
+    "_pyinstaller.hook-plait",
+    "_pyinstaller.rthooks.pyi_rth_plait",
 )
 # Loaded when used: other people's slow packages, and modules that one backend alone needs.
 SLOW = (

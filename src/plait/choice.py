@@ -72,7 +72,7 @@ def _facts(question: Question) -> Facts:
         is_coroutine=is_coroutine(question.fn),
         is_nested=depth() > 0,
         sample=question.sample,
-        unstartable=server.why_not() or None,
+        unstartable=_why_no_processes(),
         remaining=remaining,
         is_warm=question.has_processes or pools.is_warm("processes"),
         free_bytes=max(0, memory_bytes() - rss_bytes()) if has_choice else math.inf,
@@ -121,13 +121,18 @@ def _weigh(items: Any, values: Any, count: int) -> tuple[float, float]:
     return nbytes / count, best_s * (1 + LOAD_SHARE) / count
 
 
+def _why_no_processes() -> str | None:
+    """Return why no worker process can be started, in one line."""
+    return " ".join(server.why_not().split()) or None
+
+
 def look_ahead(options: Options, sample: Sample | None, remaining: int | None) -> None:
     """Have the server start already if the sample, as far as it has come, speaks for processes."""
     if sample is None or depth():
         return
     facts = Facts(
         cpu_count(),
-        unstartable=server.why_not() or None,
+        unstartable=_why_no_processes(),
         remaining=remaining,
         is_warm=pools.is_warm("processes"),
         most_workers=options.max_workers,

@@ -11,6 +11,8 @@ from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from plait.greenlets import are_threads
+
 if TYPE_CHECKING:
     from types import ModuleType
 
@@ -21,6 +23,6 @@ WITHOUT = "PLAIT_WITHOUT_C"
 fast: ModuleType | None = None
 """The module, or None."""
 
-if not os.environ.get(WITHOUT):
+if not os.environ.get(WITHOUT) and not are_threads():  # it knows nothing of greenlets
     with suppress(ImportError):  # there was no compiler
         fast = import_module("plait._fast")

@@ -25,14 +25,19 @@ count, for between two steps the tasks' thread lets go of the GIL.
 from __future__ import annotations
 
 import sys
-from _thread import allocate_lock, get_native_id, start_new_thread
+from _queue import Empty, SimpleQueue  # as in queue, but never for greenlets
+from _thread import get_native_id
 from contextlib import suppress
-from queue import Empty, SimpleQueue
 from time import thread_time
 
+from plait import greenlets
 from plait.clocks import cpu_of_thread, is_running, monotonic
 from plait.host import QueueClock
 from plait.sentinel import before_fork, wait_gone
+
+# It is about threads: where gevent makes greenlets of them, this one is a thread all the same.
+allocate_lock = greenlets.original("_thread", "allocate_lock")
+start_new_thread = greenlets.original("_thread", "start_new_thread")
 
 __all__ = ["Heartbeat", "Tally", "has_gil"]
 

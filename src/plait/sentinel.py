@@ -9,6 +9,7 @@ forked, for a process with several threads is not to be forked (Python 3.12 warn
 from __future__ import annotations
 
 import os
+import sys
 import time
 from _queue import SimpleQueue  # as in queue
 from _thread import get_native_id, start_new_thread
@@ -63,6 +64,9 @@ class Sentinel:
         if not self._is_awake:
             self._is_awake = True
             if not self._native_id:
+                if _are_threads_greenlets():  # one sees nothing while another is in a task
+                    self.__init__()  # type: ignore[misc]
+                    return None
                 # Python takes the thread that imports it first for the main one (until 3.13).
                 import threading  # noqa: F401
 
@@ -132,6 +136,14 @@ class Sentinel:
     def forget(self) -> None:
         """In a forked child: the thread was the parent's."""
         self.__init__()  # type: ignore[misc]
+
+
+def _are_threads_greenlets() -> bool:
+    if "greenlet" not in sys.modules:
+        return False
+    from plait.greenlets import are_threads
+
+    return are_threads()
 
 
 def wait_gone(native_id: int) -> None:

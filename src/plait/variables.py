@@ -15,7 +15,10 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
-__all__ = ["reduce_variable"]
+__all__ = ["MAIN_MODULES", "reduce_variable"]
+
+MAIN_MODULES = ("__main__", "__mp_main__")
+"""What a program's own module is called: in the program, and in children of multiprocessing."""
 
 _places: dict[ContextVar[Any], tuple[str, str] | None] = {}  # where each was found
 _made: dict[tuple[int, int], ContextVar[Any]] = {}  # those of other processes, made here
@@ -38,7 +41,7 @@ def reduce_variable(variable: ContextVar[Any]) -> tuple[Any, ...]:
 
 def _find(variable: ContextVar[Any]) -> tuple[str, str] | None:
     for name, module in list(sys.modules.items()):
-        if name != "__main__" and isinstance(module, ModuleType):
+        if name not in MAIN_MODULES and isinstance(module, ModuleType):
             for attribute, value in list(vars(module).items()):
                 if value is variable:
                     return name, attribute

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import sys
 import types
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator
@@ -22,9 +23,10 @@ from plait.errors import NotPicklable
 from plait.foreign import attempt, settle, text_of
 from plait.outcome import short
 from plait.segments import SEGMENT_BYTES, Segment, SegmentView
-from plait.variables import reduce_variable
+from plait.variables import MAIN_MODULES, reduce_variable
 
 __all__ = [
+    "MAIN",
     "PLAIN",
     "PROTOCOL",
     "Packed",
@@ -42,6 +44,8 @@ __all__ = [
 # A buffer below this is cheaper inside the pickle than as a piece of its own.
 OUT_OF_BAND_BYTES = 64 * 1024
 PROTOCOL = 5
+MAIN = b"_main__"
+"""What is in a pickle that names one of MAIN_MODULES."""
 # Types that need no pickle of their own within a message: nothing about them can go wrong.
 PLAIN = frozenset({int, float, complex, bool, str, bytes, type(None)})
 PLAIN_BYTES = 8
@@ -77,7 +81,7 @@ def pack(obj: object, what: str = "object") -> Packed:
         packed, _ = settle(error, _dump, pickle.dumps, obj)
     # A name in __main__ means something else on the other side. The bytes are searched
     # because pickle itself does not tell; a false alarm costs time, nothing more.
-    if packed is not None and b"__main__" not in packed[0]:
+    if packed is not None and MAIN not in packed[0]:
         return packed
     packed, broken = attempt(_dump_anything, obj, has_bulk)
     if broken is None:
@@ -236,7 +240,11 @@ def _likely_parts(obj: Any, kind: type) -> Iterable[Any]:
         # A copy: another thread may change it meanwhile.
         return list(obj.copy().values()) if len(obj) <= MOST_PARTS else ()
     if kind is types.FunctionType:
-        if obj.__closure__ is None and obj.__defaults__ is None and obj.__module__ != "__main__":
+        if (
+            obj.__closure__ is None
+            and obj.__defaults__ is None
+            and obj.__module__ not in MAIN_MODULES
+        ):
             return ()
         return [*(obj.__defaults__ or ()), *(part for _, part in _function_parts(obj, ""))]
     return [part for _, part in _parts(obj, "")]
@@ -338,6 +346,9 @@ def _cloudpickle_dumps(obj: object, **options: Any) -> bytes:
 @lru_cache(maxsize=1)
 def _pickler_class() -> type[pickle.Pickler]:
     import cloudpickle
+
+    if "__mp_main__" in sys.modules:
+        cloudpickle.register_pickle_by_value(sys.modules["__mp_main__"])
 
     class Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # it has no type hints
         dispatch_table: ClassVar[Any] = ChainMap(

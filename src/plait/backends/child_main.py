@@ -133,6 +133,14 @@ class _Condemned(Ended):
     """Raised in a task that is to end, so that its ``finally`` clauses run; then it leaves."""
 
 
+def _have_gevent_raise_it() -> None:
+    """Have gevent raise it in the task that waits, if it comes up amid gevent's own loop."""
+    gevent: Any = sys.modules.get("gevent.hub")
+    if gevent is not None:
+        gevent.Hub.SYSTEM_ERROR = (*gevent.Hub.SYSTEM_ERROR, _Condemned)
+        gevent.Hub.NOT_ERROR = (*gevent.Hub.NOT_ERROR, _Condemned)  # and not print it
+
+
 class _Worker:
     """The state of a worker: its channel and the functions that it knows."""
 
@@ -212,6 +220,7 @@ class _Worker:
     def _end_task(self, signum: int, frame: object) -> None:  # noqa: ARG002
         """Hear SIGTERM: from the parent it ends the running task; from others, this process."""
         if os.getpid() == self._pid and self._page.is_condemned:
+            _have_gevent_raise_it()
             raise _Condemned
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGTERM)

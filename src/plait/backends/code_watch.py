@@ -15,6 +15,8 @@ from functools import lru_cache, partial
 from types import CodeType, ModuleType
 from typing import Any
 
+from plait.variables import MAIN_MODULES
+
 __all__ = ["CodeWatch", "Stamp", "are_stale", "stamps_of_own"]
 
 Stamp = tuple[str, int, int]
@@ -46,7 +48,7 @@ class CodeWatch:
         fn = _unwrap(fn)
         code = getattr(fn, "__code__", None)
         module = getattr(fn, "__module__", None)
-        if isinstance(code, CodeType) and module not in (None, "__main__"):
+        if isinstance(code, CodeType) and module not in (None, *MAIN_MODULES):
             is_changed |= _differs(self._codes, (str(module), fn.__qualname__), code)
         return is_changed
 

@@ -20,6 +20,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from plait.host import monotonic
+from plait.variables import MAIN_MODULES
 
 if TYPE_CHECKING:
     from plait.tasks import Times
@@ -161,7 +162,7 @@ def _pickle_filters(filters: tuple[tuple[Any, ...], ...]) -> bytes:
     found = []
     for entry in filters:
         with suppress(Exception):
-            if entry[2].__module__ != "__main__":
+            if entry[2].__module__ not in MAIN_MODULES:
                 pickle.dumps(entry)
                 found.append(entry)
     return pickle.dumps(found)

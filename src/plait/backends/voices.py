@@ -16,6 +16,7 @@ from contextlib import suppress
 from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any
 
+from plait import greenlets
 from plait.backends.messages import OUTPUT_BYTES, Said, Text, Texts
 from plait.errors import NotPicklable
 from plait.foreign import attempt, is_from_outside
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 __all__ = ["OutputReader", "put_out", "warning"]
 
 READ_BYTES = 1 << 16
+# That of eventlet waits also where it must not.
+_read = greenlets.original("os", "read")
 
 
 class OutputReader:
@@ -47,7 +50,7 @@ class OutputReader:
         pieces = [self._partial]
         left = OUTPUT_BYTES  # so much at most is there now, and what comes later can wait
         try:
-            while left > 0 and (data := os.read(self._fd, READ_BYTES)):
+            while left > 0 and (data := _read(self._fd, READ_BYTES)):
                 pieces.append(data)
                 left -= len(data)
             self.has_ended = left > 0

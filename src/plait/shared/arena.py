@@ -142,6 +142,8 @@ class Arena:
                 return seat
         seat = self._take_seat()
         self._seats.number = seat.number
+        if libc.is_own is not None:  # nobody can see that a greenlet has ended
+            self._seats.keeper = _Keeper(seat)
         return seat
 
     def _take_seat(self) -> Seat:
@@ -182,6 +184,16 @@ class Arena:
         """Return the tickets in all seats that were ever taken, in their order; 0: none."""
         words = self.region.words(SEATS_AT, self._counters[1] * SEAT_BYTES)
         return words[TICKET :: SEAT_BYTES // 8].tolist()
+
+
+class _Keeper:
+    """Gives a seat back when the greenlet ends that has it."""
+
+    def __init__(self, seat: Seat) -> None:
+        self._seat = seat
+
+    def __del__(self) -> None:
+        self._seat.give_back()
 
 
 lock = threading.RLock()  # guards these; a finalizer may come while it is held

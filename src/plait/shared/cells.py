@@ -84,7 +84,8 @@ class Cell:
     @property
     def is_mine(self) -> bool:
         """Whether the calling thread holds the mutex."""
-        return self.owner == threading.get_native_id()
+        is_of_thread = self.owner == threading.get_native_id()
+        return is_of_thread and (libc.is_own is None or libc.is_own(self.mutex))
 
     @property
     def depth(self) -> int:

@@ -17,7 +17,12 @@ import platform
 import sys
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
+
+from plait import greenlets
+from plait.shared import green
 
 __all__ = [
     "MUTEX_BYTES",
@@ -27,6 +32,7 @@ __all__ = [
     "depth_word",
     "init_mutex",
     "is_abandoned",
+    "is_own",
     "is_supported",
     "lock_until",
     "mutex_at",
@@ -75,6 +81,10 @@ if is_supported:
     consistent = _held.pthread_mutex_consistent
     """Declare what a mutex guards to be in order again, after EOWNERDEAD; else EINVAL."""
     _clocklock = getattr(_free, "pthread_mutex_clocklock", None)  # glibc 2.30
+
+
+is_own: Callable[[Any], bool] | None = None
+"""Where threads are greenlets: whether the one that runs has what its thread has; else None."""
 
 
 def mutex_at(address: int) -> Any:
@@ -167,7 +177,7 @@ def depth_word() -> tuple[int, int]:
     """Find out where this C library counts that, and what it counts for the first time."""
     if not _depth:
         memory = ctypes.create_string_buffer(MUTEX_BYTES)
-        mutex = ctypes.c_void_p(ctypes.addressof(memory))
+        mutex = mutex_at(ctypes.addressof(memory))
         init_mutex(ctypes.addressof(memory), recursive=True)
         words = memoryview(memory).cast("B").cast("I")
         try_lock(mutex)
@@ -198,6 +208,14 @@ def wait_word(address: int, value: int, seconds: float | None) -> bool:
         ctypes.c_int(0),
     )
     return done == 0 or ctypes.get_errno() != errno.ETIMEDOUT
+
+
+if is_supported and greenlets.are_threads():
+    _current, _sleep = greenlets.tools()
+    _green = green.GreenMutexes(try_lock, unlock, _current, _sleep)
+    try_lock, unlock = _green.try_lock, _green.unlock  # type: ignore[assignment]
+    lock_until, is_own = _green.lock_until, _green.is_own
+    wait_word = partial(green.wait_word, _sleep)
 
 
 def wake_word(address: int, count: int = _EVERYBODY) -> int:

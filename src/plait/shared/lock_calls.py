@@ -27,10 +27,21 @@ if TYPE_CHECKING:
 __all__ = ["FOREVER", "LockCalls", "caller", "check_timeout"]
 
 FOREVER = -1.0
-caller = sys._getframe  # noqa: SLF001  it is documented
+_frame = sys._getframe  # noqa: SLF001  it is documented
 
 if libc.is_supported:
     _try_lock, _unlock = libc.try_lock, libc.unlock
+
+
+def caller(depth: int) -> FrameType:
+    """Return the frame so far outside of the caller's, or the outermost there is."""
+    try:
+        return _frame(depth + 1)
+    except ValueError:  # a thread or greenlet begins with what asks
+        frame = _frame(1)
+        while frame.f_back is not None:
+            frame = frame.f_back
+        return frame
 
 
 def check_timeout(blocking: bool, timeout: float) -> None:  # noqa: FBT001
@@ -71,7 +82,11 @@ class _InPython:
         """
         if timeout != FOREVER:
             check_timeout(blocking, timeout)
-        return self._take(caller(1), timeout if blocking else 0.0)
+        try:
+            frame = _frame(1)
+        except ValueError:  # a thread or greenlet begins with this very function
+            frame = _frame()
+        return self._take(frame, timeout if blocking else 0.0)
 
     def release(self) -> None:
         """Release it (once). Raises RuntimeError where the calling thread does not have it."""
@@ -82,7 +97,11 @@ class _InPython:
             self._refuse()
 
     def __enter__(self) -> bool:
-        return self._take(caller(1), FOREVER)
+        try:
+            frame = _frame(1)
+        except ValueError:
+            frame = _frame()
+        return self._take(frame, FOREVER)
 
     def __exit__(
         self,

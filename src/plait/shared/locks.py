@@ -171,7 +171,8 @@ class Lock(LockCalls):
                 if now >= look_at:
                     look_at = now + LOOK_S
                     seat = seat or self._sit_down(frame, started_ns, ends=until < math.inf)
-                    if seat is not None and until == math.inf:
+                    # Greenlets of one thread are one owner to others: no cycle can be told there.
+                    if seat is not None and until == math.inf and libc.is_own is None:
                         lookout = lookout or Lookout(seat)
                         lookout.look()
         finally:
@@ -184,12 +185,12 @@ class Lock(LockCalls):
             seat = self._cell.arena.seat()
         except RuntimeError:
             return None
-        seat.wait_for(self._cell.offset, frame, since_ns, ends=ends)
+        seat.wait_for(self._cell.offset, frame, since_ns, ends=ends or libc.is_own is not None)
         return seat
 
     def _let_go(self, error: BaseException) -> None:
         """Release it, if that was locked in an acquire which comes to nothing by this error."""
-        if self._cell.owner == threading.get_native_id():
+        if self._cell.is_mine:
             if not libc.consistent(self._mutex):  # and that was to be told
                 error.add_note(str(OwnerDied.of(self._cell.label, *self._cell.holder)))
             libc.unlock(self._mutex)

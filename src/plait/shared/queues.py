@@ -29,12 +29,12 @@ from plait.shared.queue_core import (
 )
 from plait.shared.stacks import Stack
 from plait.shared.stores import AREAS_AT, Area, Record, Store, decode, encode
+from plait.wire import MAIN
 
 __all__ = ["LifoQueue", "PriorityQueue", "Queue", "ShutDown"]
 
 QUEUE = 20
 """The kind of its cells."""
-MAIN = b"__main__"
 _dumps, _loads = pickle.dumps, pickle.loads
 
 

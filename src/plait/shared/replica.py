@@ -312,7 +312,7 @@ def _packed(change: Change) -> bytes:
         data = _dumps(change, PROTOCOL)
     except Exception:  # noqa: BLE001  whatever it is, cloudpickle may do better
         data = None
-    if data is None or b"__main__" in data:  # which is another module elsewhere
+    if data is None or wire.MAIN in data:  # which is another module elsewhere
         kind, *what = change
         packed = wire.pack(what[0] if len(what) == 1 else what, "value")
         data = pickle.dumps((BY_CLOUDPICKLE, kind, len(what), packed), wire.PROTOCOL)

@@ -51,6 +51,10 @@ class Seat:
         self._large[START] = max(0, start_of(self.pid, self.tid))
         self._small[MODE] = IDLE
 
+    def give_back(self) -> None:
+        """Have it be free, while its thread goes on."""
+        self._small[MODE] = 0
+
     @property
     def pid(self) -> int:
         """The process of its thread."""

@@ -55,8 +55,8 @@ def encode(item: object) -> Record:
     try:
         data = _dumps(item, 5)
     except Exception:  # noqa: BLE001  whatever pickle raises, cloudpickle may do better
-        data = b"__main__"
-    if b"__main__" not in data:
+        data = wire.MAIN
+    if wire.MAIN not in data:
         return data, PICKLED
     return pickle.dumps(wire.pack(item, "item"), wire.PROTOCOL), PACKED
 

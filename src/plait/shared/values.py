@@ -32,7 +32,8 @@ class _ThisThread(threading.local):
     """Keeps what the system's number of the calling thread is: to ask for it is a system call."""
 
     def __init__(self) -> None:
-        self.tid = threading.get_native_id()
+        # Where threads are greenlets, that one of this thread has it does not say which.
+        self.tid = threading.get_native_id() if libc.is_own is None else -1
 
 
 _this_thread = _ThisThread()
