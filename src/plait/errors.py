@@ -324,6 +324,10 @@ class WorkerStartError(PlaitError):
     """Workers could not be started, or all of them failed in the initializer."""
 
 
+class PoolGivenUp(WorkerStartError):
+    """A pool that several calls use was given up, as an exception of another one struck it."""
+
+
 class PoolClosed(PlaitError, RuntimeError):
     """Work was given to a pool or an executor that is already closed."""
 

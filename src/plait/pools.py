@@ -46,7 +46,10 @@ class _Pools:
     """The warm pools of this process, and the thread that lets them go."""
 
     def __init__(self) -> None:
-        self.changed = threading.Condition()  # guards the two below
+        # Guards the two below. Not to be taken by way of the condition: that is Python code, and an
+        # exception from outside may strike as it has the lock, and nobody gives it back.
+        self.lock = threading.RLock()
+        self.changed = threading.Condition(self.lock)
         self.warm: list[_Warm] = []
         self.janitor: threading.Thread | None = None
 
@@ -59,7 +62,7 @@ class _Pools:
             options.start_method,
             options.max_tasks_per_child,
         )
-        with self.changed:
+        with self.lock:
             preload = set(options.preload)
             warm = next((warm for warm in self.warm if self._fits(warm, key, preload)), None)
             if warm is None:
@@ -94,7 +97,7 @@ class _Pools:
         return is_alike and warm.is_kept and warm.backend.is_usable
 
     def release(self, backend: Backend, *, keep: bool) -> None:
-        with self.changed:
+        with self.lock:
             warm = next((warm for warm in self.warm if warm.backend is backend), None)
             if warm is not None:
                 warm.users -= 1
@@ -119,7 +122,7 @@ class _Pools:
 
     def _let_go(self) -> None:
         while True:
-            with self.changed:
+            with self.lock:
                 # A pool may wait up to twice its time: nobody wakes the janitor at each
                 # release, which would cost more than a small map.
                 self.changed.wait(IDLE_S if self.warm else None)
@@ -134,7 +137,7 @@ class _Pools:
         return [warm.backend for warm in old]
 
     def close(self) -> None:
-        with self.changed:
+        with self.lock:
             old, self.warm = self.warm, []
         for warm in old:
             warm.backend.close()

@@ -98,6 +98,11 @@ class Retries:
         return self._policy.is_active
 
     @property
+    def numbers(self) -> set[int]:
+        """The indices of the tasks that wait."""
+        return {first for _, first, _ in self._waiting}
+
+    @property
     def due(self) -> float:
         """When the next try is due; infinity if none is."""
         return self._waiting[0][0] if self._waiting else math.inf

@@ -22,7 +22,7 @@ from plait.audit import Audit
 from plait.backends.contract import Setting
 from plait.beside import Beside
 from plait.choice import Question, decide, is_coroutine, look_ahead
-from plait.errors import RunTimeout, TaskError, WorkerStartError
+from plait.errors import PoolGivenUp, RunTimeout, TaskError, WorkerStartError
 from plait.feed import Feed, Room
 from plait.foreign import attempt
 from plait.host import monotonic, queued_s
@@ -310,6 +310,16 @@ class Run:
         if self.beside is not None:
             self.beside.leave(self._stack)
 
+    def _give_back_rest(self, lane: Lane) -> None:
+        """Give back what a lane that is closed has not settled, each task once."""
+        known = self._retries.numbers
+        while (chunk := lane.take_back()) is not None:
+            for place in range(len(chunk.items)):
+                number = chunk.first + place
+                if number not in known and not self._audit.is_settled(number):
+                    known.add(number)
+                    self._feed.give_back(chunk.part(place, place + 1))
+
     def _give_up_retries(self) -> None:
         for finished in self._retries.give_up():
             self._note(finished)
@@ -333,15 +343,20 @@ class Run:
                     self._measure_costs()
 
     def _fall_back(self, error: WorkerStartError) -> Iterator[Finished]:
-        """Go on without processes, if they were our choice; what was not begun is given back."""
+        """Go on without processes, if they were our choice; what was not begun is given back.
+
+        With others, if their pool was given up because of somebody else.
+        """
         plan, options, lane = self.plan, self._options, self._lane
-        is_ours = options.backend == "auto" and self._backend is None
-        if plan is None or plan.backend != "processes" or not is_ours or options.initializer:
+        is_other = isinstance(error, PoolGivenUp)
+        is_ours = options.backend == "auto" and plan is not None and plan.backend == "processes"
+        if self._backend is not None or options.initializer or not (is_other or is_ours):
             raise error
         if lane is not None:
-            yield from self._settle(lane.close())
-            while (chunk := lane.take_back()) is not None:
-                self._feed.give_back(chunk)
+            yield from self._settle([*lane.close(), *getattr(lane, "lost", ())])
+            self._give_back_rest(lane)
+        if is_other or plan is None:
+            return
         self._no_processes = f"{error}"
         other = self._choose(plan.sample)
         if self._is_for_another_thread(other):

@@ -59,11 +59,15 @@ class Levels(NamedTuple):
     @classmethod
     def here(cls) -> Levels | None:
         """Return this process's; None if it has not imported logging."""
-        logging = sys.modules.get("logging")
-        if logging is None:
+        if "logging" not in sys.modules:
             return None
-        manager = logging.root.manager
-        found = {"": (logging.root.level, False)}
+        import logging  # waits, if another thread is amid the import
+
+        root = getattr(logging, "root", None)
+        manager = getattr(root, "manager", None)
+        if root is None or manager is None:  # it is this thread that is amid it
+            return None
+        found = {"": (root.level, False)}
         for name, logger in list(manager.loggerDict.items()):
             if getattr(logger, "level", 0) or getattr(logger, "disabled", False):
                 found[name] = (logger.level, logger.disabled)
