@@ -34,6 +34,7 @@ LAYERS = (
     "options",
     "preload",
     "retry",
+    "squeeze",
     "limits",
     "shield",
     "blas",

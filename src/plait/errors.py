@@ -194,9 +194,10 @@ class WorkerDied(TaskError):
     Attributes, besides those of TaskError: ``exitcode`` (None where a signal ended it);
     ``signal`` (its number, or None); ``peak_bytes`` (the most memory that the process had,
     0 where the system does not tell); ``stack`` (where its threads were as it crashed,
-    or "").
+    or ""); ``was_oom`` (the system's OOM killer is known to have struck).
     """
 
+    was_oom: bool
     exitcode: int | None
     signal: int | None
     peak_bytes: int
@@ -237,7 +238,7 @@ class WorkerDied(TaskError):
         error = cls._make(victim, text)
         error.exitcode = status if status is not None and status >= 0 else None
         error.signal = -status if status is not None and status < 0 else None
-        error.peak_bytes, error.stack = peak_bytes, stack
+        error.peak_bytes, error.stack, error.was_oom = peak_bytes, stack, was_oom
         return error
 
 

@@ -31,6 +31,7 @@ class Report:
         abandoned: tasks on threads, or coroutines, that ran over their time, could not be ended,
             and may still be running.
         shortage: how many workers there were, where the system refused more, and why; or "".
+        memory: what was done where workers ran out of memory and tasks were tried again; or "".
         shared_bytes: shared memory in which large items and results lay, at most.
         workers: the names of the workers that finished something; "main" is the caller.
     """
@@ -45,6 +46,7 @@ class Report:
     retries: int = 0
     abandoned: int = 0
     shortage: str = ""
+    memory: str = ""
     shared_bytes: int = 0
     workers: set[str] = field(default_factory=set)
 
@@ -97,6 +99,7 @@ class Report:
                 f"for-loop  {self.loop_s:.3f} s, the times of the tasks added up",
                 f"speed-up  {self.speedup:.2f} x",
                 *([f"workers   {self.shortage}"] if self.shortage else []),
+                *([f"memory    {self.memory}"] if self.memory else []),
                 *([f"shared    {size_text(self.shared_bytes)}"] if self.shared_bytes else []),
             )
         )

@@ -128,6 +128,10 @@ class Retries:
         elif start < len(finished.values):
             yield finished.part(start, len(finished.values))
 
+    def next_due(self, now: float) -> int | None:
+        """Return the index of the task that ``take_due`` would return."""
+        return self._waiting[0][1] if self.due <= now else None
+
     def take_due(self, now: float) -> Chunk | None:
         """Return a task whose next try is due, with its earlier attempts."""
         if self.due > now:

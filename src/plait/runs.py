@@ -34,6 +34,7 @@ from plait.probe import Probe
 from plait.progress import Show, show_progress
 from plait.report import Report
 from plait.retry import Retries, RetryPolicy, tell_of_overload
+from plait.squeeze import Squeeze
 
 if TYPE_CHECKING:
     from plait.backends.contract import Backend, Lane
@@ -110,6 +111,8 @@ class Run:
             in_one_piece=keeps and options.progress is False,
         )
         self._retries = Retries(RetryPolicy(options), _draw)
+        self._squeeze: Squeeze | None = None  # of a lane on processes whose tasks are tried again
+        self._is_held = False  # nothing is submitted: a task waits to run alone, or does
         self._bell: SimpleQueue[None] = SimpleQueue()  # rung to end a wait for the next try
         self._deadline = math.inf
         self._looked_late = False
@@ -390,6 +393,9 @@ class Run:
                 options = replace(options, initializer=None)
             backend = stack.enter_context(pools.leased(plan, options, pilot.capacity))
         self._pool = backend
+        self._is_held = False
+        if backend.traits.can_kill and self._retries.are_possible:
+            self._squeeze = self._squeeze or Squeeze(pilot.workers)
         depth = backend.traits.queue_depth
         self._lane = lane = backend.open_lane(self._call, self._setting)
         stack.callback(self._close_lane, lane)
@@ -412,8 +418,8 @@ class Run:
         while not self._is_cancelled:
             if self.beside is not None and self.beside.must_stop:
                 yield NOTHING  # the helper leaves here, and the caller's thread goes on
-            room.depth = pilot.depth(room.most_depth)
-            is_full = pilot.is_leaving or self._fill(room, pilot.workers)
+            workers = self._set_places(room, pilot)
+            is_full = pilot.is_leaving or self._fill(room, workers)
             if self._is_stopped and self._retries:
                 yield from self._settle([])
             if not (lane.pending or (not pilot.is_leaving and (feed.is_open or self._retries))):
@@ -423,9 +429,11 @@ class Run:
             self._check_time_with(lane)
             if lane.pending:
                 # A plan that is left tries nothing again.
-                has_room = lane.pending < pilot.workers * room.depth and not pilot.is_leaving
+                is_held = pilot.is_leaving or self._is_held
+                has_room = lane.pending < workers * room.depth and not is_held
                 patience_s = self._patience(tries=has_room) if is_full else 0.0
                 batch = lane.wait_outcomes(patience_s)
+                self._note_memory(batch)
                 final = self._settle(batch)
                 self._learn(batch, room)
                 yield from final
@@ -434,14 +442,38 @@ class Run:
             else:
                 self._await_next_try()
 
+    def _set_places(self, room: Room, pilot: Pilot) -> int:
+        """Return how many workers are to be busy now, and say how many chunks each may have."""
+        room.depth, squeeze = pilot.depth(room.most_depth), self._squeeze
+        if squeeze is None or squeeze.size >= squeeze.most:
+            return pilot.workers
+        room.depth = 1
+        return min(pilot.workers, squeeze.size)
+
+    def _note_memory(self, batch: list[Finished]) -> None:
+        """Go on with fewer workers if memory ran out, or with more again."""
+        if self._squeeze is not None:
+            self._squeeze.take_in(batch)
+            self.report.memory = self._squeeze.text
+
     def _fill(self, room: Room, workers: int) -> bool:
         """Submit what workers have room for: tasks that are due to be tried again come first."""
+        if self._is_held and room.lane.pending:
+            return True
+        self._is_held = False
+        squeeze, retries = self._squeeze, self._retries
         while room.lane.pending < workers * room.depth:
+            if squeeze is not None and squeeze.must_be_alone(retries.next_due(monotonic())):
+                self._is_held = True
+                if room.lane.pending:  # it waits until nothing runs beside it
+                    return True
             retry = self._retries.take_due(monotonic())
             if retry is None:
                 return self._feed.fill(room, workers, self._setting)
             self.report.retries += 1
             room.lane.submit(retry)
+            if self._is_held:
+                return True
         return True
 
     def _learn(self, batch: list[Finished], room: Room) -> None:

@@ -678,8 +678,13 @@ class ProcessBackend:
         self._dispatcher.dispatch()
 
     def _has_oom_struck(self) -> bool:
-        before, self._oom_kills = self._oom_kills, oom_kills()
-        return None not in (before, self._oom_kills) and before != self._oom_kills
+        """Whether one more process of the cgroup was killed than deaths were told of that."""
+        kills = oom_kills()
+        if kills is None or self._oom_kills is None or kills <= self._oom_kills:
+            return False
+        # The other kills may be those of workers whose ends come next, and no older ones.
+        self._oom_kills = max(self._oom_kills + 1, kills - len(self.workers))
+        return True
 
     def _count_false_start(self, worker: Worker, status: int | None) -> None:
         self._false_starts += 1
