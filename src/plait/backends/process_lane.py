@@ -340,8 +340,12 @@ class ProcessLane:
                 if not arrived:
                     break
                 for entry in arrived:
-                    opened.append((entry, list(self._unpack(entry))))
-                    self._settle(entry)
+                    if isinstance(entry, Uttered):  # first: nothing is to be printed twice
+                        opened.append((entry, []))
+                        self._unpack(entry)
+                    else:
+                        opened.append((entry, list(self._unpack(entry))))
+                        self._settle(entry)
                 for _, some in opened:
                     finished += some
             except BaseException:
