@@ -37,6 +37,7 @@ LAYERS = (
     "preload",
     "retry",
     "throttle",
+    "squeeze",
     "limits",
     "shield",
     "blas",

@@ -45,6 +45,10 @@ the call and the versions of plait and Python.
         self._ends[first] = end
         self._firsts[end] = first
 
+    def is_settled(self, number: int) -> bool:
+        """Whether a task is settled."""
+        return any(first <= number < end for first, end in self._ends.items())
+
     def check(self, total: int, *, may_lack: bool = False) -> None:
         """Raise InternalError unless tasks 0 to ``total`` are settled, each once.
 

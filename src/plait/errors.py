@@ -195,9 +195,10 @@ class WorkerDied(TaskError):
     Attributes, besides those of TaskError: ``exitcode`` (None where a signal ended it);
     ``signal`` (its number, or None); ``peak_bytes`` (the most memory that the process had,
     0 where the system does not tell); ``stack`` (where its threads were as it crashed,
-    or "").
+    or ""); ``was_oom`` (the system's OOM killer is known to have struck).
     """
 
+    was_oom: bool
     exitcode: int | None
     signal: int | None
     peak_bytes: int
@@ -238,7 +239,7 @@ class WorkerDied(TaskError):
         error = cls._make(victim, text)
         error.exitcode = status if status is not None and status >= 0 else None
         error.signal = -status if status is not None and status < 0 else None
-        error.peak_bytes, error.stack = peak_bytes, stack
+        error.peak_bytes, error.stack, error.was_oom = peak_bytes, stack, was_oom
         return error
 
 
@@ -323,6 +324,10 @@ class RunTimeout(PlaitError, TimeoutError):
 
 class WorkerStartError(PlaitError):
     """Workers could not be started, or all of them failed in the initializer."""
+
+
+class PoolGivenUp(WorkerStartError):
+    """A pool that several calls use was given up, as an exception of another one struck it."""
 
 
 class PoolClosed(PlaitError, RuntimeError):

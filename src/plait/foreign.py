@@ -42,7 +42,12 @@ def attempt(do: Callable[..., Any], *args: Any) -> tuple[Any, BaseException | No
     'ValueError'
     """
     value, error = _call(do, args)
-    return (value, None) if error is None else settle(error, do, *args)
+    if error is None:
+        return value, None
+    try:
+        return settle(error, do, *args)
+    finally:
+        del error  # in a variable it would be part of a cycle, with all that our callers know
 
 
 def text_of(error: BaseException) -> str:
@@ -51,8 +56,8 @@ def text_of(error: BaseException) -> str:
     >>> text_of(KeyError(1))
     '1'
     """
-    text, broken = attempt(str, error)
-    return "<its text cannot be shown>" if broken is not None else text
+    text = attempt(str, error)[0]
+    return "<its text cannot be shown>" if text is None else text
 
 
 def shown(obj: object) -> str:
@@ -62,34 +67,36 @@ def shown(obj: object) -> str:
     "'a'"
     """
     text, broken = attempt(repr, obj)
-    if broken is None:
-        return text  # type: ignore[no-any-return]
-    return f"<{type(obj).__qualname__} whose repr raised {type(broken).__name__}>"
+    if broken is not None:
+        text = f"<{type(obj).__qualname__} whose repr raised {type(broken).__name__}>"
+        del broken
+    return text  # type: ignore[no-any-return]
 
 
 def settle(
     first: BaseException, do: Callable[..., Any], *args: Any
 ) -> tuple[Any, BaseException | None]:
     """Do the rest of ``attempt`` after a first call that has failed."""
-    if isinstance(first, Ended) or is_from_outside(first):
-        raise first
-    value, second = _call(do, args)
-    if second is not None and CONTEXT.__get__(second) is first:  # where that is being handled
-        CONTEXT.__set__(second, None)
-    if second is None and isinstance(first, MemoryError | RecursionError):
-        return value, None  # there was no room for it before
-    if second is not None and type(second) is type(first):
-        return None, second
-    if second is not None:  # one of them is from outside
-        _, third = _call(do, args)
-        if third is not None and type(third) is not type(second):
-            if type(third) is not type(first):
-                return None, third
-            first = second
+    second: BaseException | None = None
     try:
+        if isinstance(first, Ended) or is_from_outside(first):
+            raise first
+        value, second = _call(do, args)
+        if second is not None and CONTEXT.__get__(second) is first:  # where that is being handled
+            CONTEXT.__set__(second, None)
+        if second is None and isinstance(first, MemoryError | RecursionError):
+            return value, None  # there was no room for it before
+        if second is not None and type(second) is type(first):
+            return None, second
+        if second is not None:  # one of them is from outside
+            _, third = _call(do, args)
+            if third is not None and type(third) is not type(second):
+                if type(third) is not type(first):
+                    return None, third
+                first = second
         raise first
     finally:
-        del first, second  # in variables they would be part of a cycle
+        del first, second
 
 
 def _call(do: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, BaseException | None]:

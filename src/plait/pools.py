@@ -63,7 +63,10 @@ class _Pools:
     """The warm pools of this process, and the thread that lets them go."""
 
     def __init__(self) -> None:
-        self.changed = threading.Condition()  # guards the two below
+        # Guards the two below. Not to be taken by way of the condition: that is Python code, and an
+        # exception from outside may strike as it has the lock, and nobody gives it back.
+        self.lock = threading.RLock()
+        self.changed = threading.Condition(self.lock)
         self.warm: list[_Warm] = []
         self.janitor: threading.Thread | None = None
 
@@ -78,7 +81,7 @@ class _Pools:
             options.start_method,
             options.max_tasks_per_child,
         )
-        with self.changed:
+        with self.lock:
             preload = set(options.preload)
             fitting = [warm for warm in self.warm if self._fits(warm, key, preload)]
             warm = next((warm for warm in fitting if not warm.is_crowded), None)
@@ -117,7 +120,7 @@ class _Pools:
         return is_alike and warm.is_kept and warm.backend.is_usable
 
     def release(self, backend: Backend, *, keep: bool) -> None:
-        with self.changed:
+        with self.lock:
             warm = next((warm for warm in self.warm if warm.backend is backend), None)
             if warm is not None:
                 warm.users -= 1
@@ -141,7 +144,7 @@ class _Pools:
 
     def _let_go(self) -> None:
         while True:
-            with self.changed:
+            with self.lock:
                 if self.janitor is not threading.current_thread():  # this process is being forked
                     return
                 # A pool may wait up to twice its time: nobody wakes the janitor at each
@@ -167,7 +170,7 @@ class _Pools:
             warm.backend.close()
 
     def close(self) -> None:
-        with self.changed:
+        with self.lock:
             old, self.warm = self.warm, []
         for warm in old:
             warm.backend.close()

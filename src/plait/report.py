@@ -35,6 +35,7 @@ class Report:
         abandoned: tasks on threads, or coroutines, that ran over their time, could not be ended,
             and may still be running.
         shortage: how many workers there were, where the system refused more, and why; or "".
+        memory: what was done where workers ran out of memory and tasks were tried again; or "".
         shared_bytes: shared memory in which large items and results lay, at most.
         workers: the names of the workers that finished something; "main" is the caller.
     """
@@ -52,6 +53,7 @@ class Report:
     at_once: int | None = None
     abandoned: int = 0
     shortage: str = ""
+    memory: str = ""
     shared_bytes: int = 0
     workers: set[str] = field(default_factory=set)
 
@@ -114,6 +116,8 @@ class Report:
             rows.append(("slowed", self._slowdown_text()))
         if self.shortage:
             rows.append(("workers", self.shortage))
+        if self.memory:
+            rows.append(("memory", self.memory))
         if self.shared_bytes:
             rows.append(("shared", size_text(self.shared_bytes)))
         return rows

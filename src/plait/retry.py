@@ -144,6 +144,11 @@ class Retries:
         return self._policy.is_active
 
     @property
+    def numbers(self) -> set[int]:
+        """The indices of the tasks that wait."""
+        return {first for _, first, _ in self._waiting}
+
+    @property
     def due(self) -> float:
         """When the next try is due; infinity if none is."""
         return self._waiting[0][0] if self._waiting else math.inf
@@ -168,6 +173,10 @@ class Retries:
             yield finished
         elif start < len(finished.values):
             yield finished.part(start, len(finished.values))
+
+    def next_due(self, now: float) -> int | None:
+        """Return the index of the task that ``take_due`` would return."""
+        return self._waiting[0][1] if self.due <= now else None
 
     def take_due(self, now: float) -> Chunk | None:
         """Return a task whose next try is due, with its earlier attempts."""

@@ -22,7 +22,7 @@ from plait.audit import Audit
 from plait.backends.contract import Setting
 from plait.beside import Beside
 from plait.choice import Question, decide, is_coroutine, look_ahead
-from plait.errors import RunTimeout, TaskError, WorkerStartError
+from plait.errors import PoolGivenUp, RunTimeout, TaskError, WorkerStartError
 from plait.feed import Feed, Room
 from plait.foreign import attempt
 from plait.host import monotonic, queued_s
@@ -35,6 +35,7 @@ from plait.probe import Probe
 from plait.progress import Show, show_progress
 from plait.report import Report
 from plait.retry import Retries, RetryPolicy
+from plait.squeeze import Squeeze
 from plait.throttle import Throttle
 
 if TYPE_CHECKING:
@@ -116,6 +117,8 @@ class Run:
         )
         self._retries = Retries(RetryPolicy(options), _draw)
         self._throttle = Throttle.of(options, pace)
+        self._squeeze: Squeeze | None = None  # of a lane on processes whose tasks are tried again
+        self._is_held = False  # nothing is submitted: a task waits to run alone, or does
         self._bell: SimpleQueue[None] = SimpleQueue()  # rung to end a wait for the next try
         self._deadline = math.inf
         self._looked_late = False
@@ -324,6 +327,16 @@ class Run:
         if self.beside is not None:
             self.beside.leave(self._stack)
 
+    def _give_back_rest(self, lane: Lane) -> None:
+        """Give back what a lane that is closed has not settled, each task once."""
+        known = self._retries.numbers
+        while (chunk := lane.take_back()) is not None:
+            for place in range(len(chunk.items)):
+                number = chunk.first + place
+                if number not in known and not self._audit.is_settled(number):
+                    known.add(number)
+                    self._feed.give_back(chunk.part(place, place + 1))
+
     def _give_up_retries(self) -> None:
         for finished in self._retries.give_up():
             self._note(finished)
@@ -347,15 +360,20 @@ class Run:
                     self._measure_costs()
 
     def _fall_back(self, error: WorkerStartError) -> Iterator[Finished]:
-        """Go on without processes, if they were our choice; what was not begun is given back."""
+        """Go on without processes, if they were our choice; what was not begun is given back.
+
+        With others, if their pool was given up because of somebody else.
+        """
         plan, options, lane = self.plan, self._options, self._lane
-        is_ours = options.backend == "auto" and self._backend is None
-        if plan is None or plan.backend != "processes" or not is_ours or options.initializer:
+        is_other = isinstance(error, PoolGivenUp)
+        is_ours = options.backend == "auto" and plan is not None and plan.backend == "processes"
+        if self._backend is not None or options.initializer or not (is_other or is_ours):
             raise error
         if lane is not None:
-            yield from self._settle(lane.close())
-            while (chunk := lane.take_back()) is not None:
-                self._feed.give_back(chunk)
+            yield from self._settle([*lane.close(), *getattr(lane, "lost", ())])
+            self._give_back_rest(lane)
+        if is_other or plan is None:
+            return
         self._no_processes = f"{error}"
         other = self._choose(plan.sample)
         if self._is_for_another_thread(other):
@@ -389,6 +407,9 @@ class Run:
                 options = replace(options, initializer=None)
             backend = stack.enter_context(pools.leased(plan, options, pilot.capacity))
         self._pool = backend
+        self._is_held = False
+        if backend.traits.can_kill and self._retries.are_possible:
+            self._squeeze = self._squeeze or Squeeze(pilot.workers)
         depth = backend.traits.queue_depth if self._throttle is None else 1
         lane = backend.open_lane(self._call, self._setting)
         stack.callback(self._close_lane, lane)
@@ -423,8 +444,8 @@ class Run:
         while not self._is_cancelled:
             if self.beside is not None and self.beside.must_stop:
                 yield NOTHING  # the helper leaves here, and the caller's thread goes on
-            room.depth = pilot.depth(room.most_depth)
-            look_at = math.inf if pilot.is_leaving else self._fill(room, pilot.workers)
+            workers = self._set_places(room, pilot)
+            look_at = math.inf if pilot.is_leaving else self._fill(room, workers)
             if self._is_stopped and self._retries:
                 yield from self._settle([])
             if not (lane.pending or (not pilot.is_leaving and (feed.is_open or self._retries))):
@@ -435,8 +456,10 @@ class Run:
             self._check_time_with(lane)
             if lane.pending:
                 # A plan that is left tries nothing again.
-                has_room = lane.pending < pilot.workers * room.depth and not pilot.is_leaving
+                is_held = pilot.is_leaving or self._is_held
+                has_room = lane.pending < workers * room.depth and not is_held
                 batch = lane.wait_outcomes(self._patience(look_at, tries=has_room))
+                self._note_memory(batch)
                 final = self._settle(batch)
                 self._learn(batch, room)
                 yield from final
@@ -445,14 +468,38 @@ class Run:
             else:
                 self._await_next_try(look_at)
 
+    def _set_places(self, room: Room, pilot: Pilot) -> int:
+        """Return how many workers are to be busy now, and say how many chunks each may have."""
+        room.depth, squeeze = pilot.depth(room.most_depth), self._squeeze
+        if squeeze is None or squeeze.size >= squeeze.most:
+            return pilot.workers
+        room.depth = 1
+        return min(pilot.workers, squeeze.size)
+
+    def _note_memory(self, batch: list[Finished]) -> None:
+        """Go on with fewer workers if memory ran out, or with more again."""
+        if self._squeeze is not None:
+            self._squeeze.take_in(batch)
+            self.report.memory = self._squeeze.text
+
+    def _must_wait_alone(self, lane: Lane) -> bool:
+        """Hold all others back if the next task is to run alone; whether it waits for that."""
+        squeeze = self._squeeze
+        if squeeze is not None and squeeze.must_be_alone(self._retries.next_due(monotonic())):
+            self._is_held = True
+        return self._is_held and lane.pending > 0
+
     def _fill(self, room: Room, workers: int) -> float:
         """Submit what workers have room for: tasks that are due to be tried again come first.
 
         Return when to do it again, if nothing finishes before.
         """
+        if self._is_held and room.lane.pending:
+            return math.inf
+        self._is_held = False
         if self._throttle is not None:
-            return self._fill_slowly(room, self._throttle)
-        while room.lane.pending < workers * room.depth:
+            return self._fill_slowly(room, workers, self._throttle)
+        while room.lane.pending < workers * room.depth and not self._must_wait_alone(room.lane):
             retry = self._retries.take_due(monotonic())
             if retry is None:
                 is_full = self._feed.fill(room, workers, self._setting)
@@ -461,11 +508,10 @@ class Run:
             room.lane.submit(retry)
         return math.inf
 
-    def _fill_slowly(self, room: Room, throttle: Throttle) -> float:
+    def _fill_slowly(self, room: Room, workers: int, throttle: Throttle) -> float:
         """Do the same one by one, as ``rate`` and ``slow_down_on`` let tasks start."""
-        assert self._pilot is not None
         lane, feed = room.lane, self._feed
-        while lane.pending < throttle.limit(self._pilot.workers):
+        while lane.pending < throttle.limit(workers) and not self._must_wait_alone(lane):
             if not throttle.start(now := monotonic()):
                 return throttle.due
             retry = self._retries.take_due(now)

@@ -49,6 +49,8 @@ class SegmentStore:
     when each of them has let it go (``release``). May be used by several threads.
     """
 
+    fd = -1
+
     def __init__(self, fd: int, stores: int) -> None:
         """Use a file, the store of one of so many that share what memory there is."""
         self.fd = fd
@@ -149,6 +151,12 @@ class SegmentStore:
                 os.truncate(self.fd, keep)
                 os.truncate(self.fd, self._limit)
                 self.touched = keep
+
+    def __del__(self) -> None:
+        """Close the file of a store that was dropped as it was made."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
 
     def close(self) -> None:
         """Let go of the memory; who has mapped a segment still has it."""

@@ -78,7 +78,7 @@ def pack(obj: object, what: str = "object") -> Packed:
     except CANNOT:  # cloudpickle may do better
         packed = None
     except BaseException as error:  # noqa: BLE001  the object's own, or it is raised again
-        packed, _ = settle(error, _dump, pickle.dumps, obj)
+        packed = settle(error, _dump, pickle.dumps, obj)[0]
     # A name in __main__ means something else on the other side. The bytes are searched
     # because pickle itself does not tell; a false alarm costs time, nothing more.
     if packed is not None and MAIN not in packed[0]:
@@ -378,7 +378,7 @@ def _make_view(buffer: Any, form: str, shape: tuple[int, ...]) -> memoryview:
 
 def _find_unpicklable(obj: object, name: str, depth: int = 6) -> tuple[str, object]:
     """Return the innermost part that cannot be pickled, as (path, part)."""
-    parts, _ = attempt(lambda: list(_parts(obj, name))) if depth else ((), None)
+    parts = attempt(lambda: list(_parts(obj, name)))[0] if depth else ()
     for path, part in parts or ():  # none, if a property of the object raises
         if not _is_picklable(part):
             return _find_unpicklable(part, path, depth - 1)

@@ -153,8 +153,7 @@ def _try_pack(
     body: object, original: BaseException | None, dropped: Sequence[str] = ()
 ) -> wire.Packed | None:
     """Pickle, load again, and keep the pickle only if the result is what went in."""
-    packed, _ = attempt(_pack_and_check, body, original, dropped)
-    return packed  # type: ignore[no-any-return]
+    return attempt(_pack_and_check, body, original, dropped)[0]  # type: ignore[no-any-return]
 
 
 def _pack_and_check(
@@ -192,7 +191,7 @@ def _load_body(node: _Node, text: str) -> BaseException:
         return RemoteError(node.type_name, node.text, text)  # replaced once its members are here
     error = None
     if node.body is not None:
-        error, _ = attempt(_load_and_build, node.body)  # its class may not exist here, or be broken
+        error = attempt(_load_and_build, node.body)[0]  # its class may not exist here, or be broken
     is_one = isinstance(error, BaseException)
     return error if is_one else RemoteError(node.type_name, node.text, text)  # type: ignore[return-value]
 
@@ -204,11 +203,11 @@ def _load_and_build(body: wire.Packed) -> BaseException:
 def _load_group(node: _Node, members: list[BaseException]) -> BaseException:
     pieces = None
     if node.body is not None:
-        pieces, _ = attempt(wire.load, node.body)
+        pieces = attempt(wire.load, node.body)[0]
     if pieces is None:
         return BaseExceptionGroup(node.text, members)
     cls, (message,), state = pieces
-    group, _ = attempt(cls.__new__, cls, message, members)
+    group = attempt(cls.__new__, cls, message, members)[0]
     if not isinstance(group, BaseExceptionGroup):  # a class with a constructor of its own
         group = BaseExceptionGroup(message, members)
     DICT.__get__(group).update(state)

@@ -279,7 +279,7 @@ class _Worker:
             self._voice.adopt(known.context.levels)
             self._streams.adopt(known.context.texts)
             for packed in known.variables:
-                pair, _ = attempt(wire.load, packed)
+                pair = attempt(wire.load, packed)[0]
                 if pair is not None:  # else of a class that is not to be found here
                     variable, value = pair
                     variable.set(value)

@@ -160,7 +160,7 @@ class Dispatcher:
             worker, job = victim
             parts = take_back(worker, job)  # none, if it has just begun the last one
             worker.tasks -= sum(len(part.chunk.items) for part in parts)
-            lane.count(len(parts))
+            lane.expect(parts)
             if parts:
                 self.assign(thief, parts[0])
             self.backlog.extend(parts[1:])
@@ -173,7 +173,7 @@ class Dispatcher:
             # Its segments are the old job's: what those hold is let go of when that is settled.
             for offset in rest.segments:
                 self._holdings.retain(offset)
-            job.lane.count(1)
+            job.lane.expect([rest])
             self.backlog.append(rest)
 
     def pick(self, job: Job) -> Worker | None:

@@ -62,12 +62,14 @@ class Levels(NamedTuple):
         """Return this process's; None if it has not imported logging."""
         if "logging" not in sys.modules:
             return None
-        import logging  # another thread may be amid its import: this waits for that
+        import logging  # waits, if another thread is amid the import
 
-        manager = logging.root.manager
-        found = {"": (logging.root.level, False)}
-        loggers: dict[str, Any] = manager.loggerDict
-        for name, logger in list(loggers.items()):
+        root = getattr(logging, "root", None)
+        manager = getattr(root, "manager", None)
+        if root is None or manager is None:  # it is this thread that is amid it
+            return None
+        found = {"": (root.level, False)}
+        for name, logger in list(manager.loggerDict.items()):
             if getattr(logger, "level", 0) or getattr(logger, "disabled", False):
                 found[name] = (logger.level, logger.disabled)
         return cls(found, manager.disable)

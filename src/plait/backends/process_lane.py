@@ -51,6 +51,7 @@ class Job:
     __slots__ = (
         "chunk",
         "done",
+        "given",
         "is_cancelled",
         "is_taken_back",
         "items",
@@ -61,7 +62,7 @@ class Job:
 
     def __init__(self, lane: ProcessLane, chunk: Chunk, items: Any, segments: list[int]) -> None:
         self.lane = lane
-        self.chunk = chunk
+        self.chunk = self.given = chunk  # of the former, some may be taken back
         self.items = items  # see messages.Work
         self.segments = segments  # where its items lie, each held by this job
         self.seq = 0
@@ -90,7 +91,9 @@ class Report(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """Why a worker was ended by us: ``reason`` is "time", "memory", "stopped" or "cancelled".
+    """Why a worker was ended by us.
+
+    ``reason`` is "time", "memory", "stopped", "cancelled", or "given up" with its whole pool.
 
     ``running`` is the task (seq, place) for which it was; ``limit`` and ``seen`` are seconds
     or bytes, or in ``seen`` the signal that stopped it.
@@ -143,7 +146,7 @@ Entry = Report | Death | Uttered
 class Carrier(Protocol):
     """What a lane needs of the pool that carries its jobs."""
 
-    lock: threading.Lock
+    lock: threading.RLock
     most_tasks: int
     store: SegmentStore
 
@@ -161,9 +164,13 @@ class Carrier(Protocol):
         ...
 
     def wait(
-        self, lane: ProcessLane, deadline: float | None, until: Callable[[], bool] | None
-    ) -> list[Entry]:
-        """Block until something arrived for a lane, or ``until`` is true."""
+        self,
+        lane: ProcessLane,
+        deadline: float | None,
+        until: Callable[[], bool] | None,
+        arrived: list[Entry],
+    ) -> None:
+        """Block until something arrived for a lane, and add it, or ``until`` is true."""
         ...
 
     def balance(self, lane: ProcessLane) -> None:
@@ -178,10 +185,8 @@ class Carrier(Protocol):
         """End a chunk of a lane; False if it is over."""
         ...
 
-    def close_lane(
-        self, lane: ProcessLane, grace_s: float | None
-    ) -> tuple[list[Entry], list[Chunk]]:
-        """End what a lane has going after some seconds; return what arrived, and what waited."""
+    def close_lane(self, lane: ProcessLane, grace_s: float | None) -> list[Entry]:
+        """End what a lane has going after some seconds, and return what arrived."""
         ...
 
 
@@ -203,10 +208,9 @@ class ProcessLane:
         self._placing = Placing(backend.store) if setting.keeps_items else None
         self.fn = self._lay_down_function(call.fn)
         self.variables = wire.pack_context(setting.context)
-        self.pending = 0
+        self._open: set[Job] = set()  # given to the pool and not settled
         self._has_ended = False  # nothing more will be submitted, but for what fails
         self._rescued: list[Finished] = []  # was unpacked as an exception came from outside
-        self._counting = threading.Lock()  # guards pending: one thread may submit, another wait
         # The next six are guarded by the backend's lock.
         self.has_all = False  # what waits may go to who is free
         self.is_woken = False
@@ -218,6 +222,7 @@ class ProcessLane:
         self.shared_bytes = 0
         self._backend = backend
         self._failed: list[Finished] = []  # tasks whose items could not be packed
+        self.lost: list[Finished] = []  # tasks that ran as the pool was given up
         self._left_over: list[Chunk] = []  # see take_back
         self._losses: dict[int, int] = {}  # of workers that were to begin a task, by its index
 
@@ -232,10 +237,14 @@ class ProcessLane:
         data, buffers, *bulk = self.fn
         return len(data) >= wire.OUT_OF_BAND_BYTES or bool(buffers or bulk)
 
-    def count(self, chunks: int) -> None:
-        """Count chunks that were submitted, or, if negative, have finished."""
-        with self._counting:
-            self.pending += chunks
+    @property
+    def pending(self) -> int:
+        """How many chunks were submitted and have not finished."""
+        return len(self._open) + len(self._failed)
+
+    def expect(self, jobs: Iterable[Job]) -> None:
+        """Count jobs among those that are pending, until they are settled."""
+        self._open.update(jobs)
 
     def submit(self, *chunks: Chunk) -> None:
         """Pack chunks and give them to the workers; items that cannot be packed fail here."""
@@ -265,12 +274,12 @@ class ProcessLane:
     def _enqueue(self, jobs: list[Job]) -> list[Job]:
         """Give jobs to the workers; return those that are left, none."""
         if jobs:
-            self.count(len(jobs))
+            self.expect(jobs)
             try:
                 self._backend.enqueue(jobs)
             except BaseException as error:
                 # If some were sent nevertheless, they go with the lane.
-                self.count(-len(jobs))
+                self._open.difference_update(jobs)
                 if isinstance(error, WorkerStartError):
                     self._left_over += [job.chunk for job in jobs]
                     jobs.clear()
@@ -302,7 +311,6 @@ class ProcessLane:
                 if sealed:
                     jobs.append(self._job(chunk.part(place - len(sealed), place), sealed, sealed))
                     sealed = []
-                self.count(1)
                 self._failed.append(_failed(chunk, place, error, "main", 0, monotonic()))
         if len(sealed) == len(chunk.items):
             return [self._job(chunk, sealed, sealed)]
@@ -322,31 +330,48 @@ class ProcessLane:
         Several threads may do that at once: each outcome goes to one of them.
         """
         deadline = None if timeout is None else monotonic() + timeout
-        finished = self._take_failed() + self._take_rescued()
+        finished = self._take_done() if self._failed or self._rescued else []
         while self.pending and not finished:
-            arrived = deque(self._backend.wait(self, deadline, until))
-            if not arrived:
-                break
+            arrived: list[Entry] = []
+            # Ctrl-C, or what a signal handler raises, may come between any two steps: what was
+            # unpacked is told by ``close`` then, and what was not is unpacked there.
+            opened: list[tuple[Entry, list[Finished]]] = []
             try:
-                while arrived:
-                    finished += self._unpack(arrived.popleft())
-            except BaseException:  # Ctrl-C, as a line is printed: the rest is told by ``close``
-                self.inbox.extendleft(reversed(arrived))
-                self._rescued += finished
+                self._backend.wait(self, deadline, until, arrived)
+                if not arrived:
+                    break
+                for entry in arrived:
+                    if isinstance(entry, Uttered):  # first: nothing is to be printed twice
+                        opened.append((entry, []))
+                        self._unpack(entry)
+                    else:
+                        opened.append((entry, list(self._unpack(entry))))
+                        self._settle(entry)
+                for _, some in opened:
+                    finished += some
+            except BaseException:
+                self._rescue(arrived, opened)
                 raise
         return finished
 
-    def _take_rescued(self) -> list[Finished]:
-        rescued, self._rescued = self._rescued, []
-        return rescued
+    def _rescue(self, arrived: list[Entry], opened: list[tuple[Entry, list[Finished]]]) -> None:
+        done = [entry for entry, _ in opened]
+        for entry, some in opened:
+            self._settle(entry)
+            self._rescued += some
+        known = {id(entry) for entry in (*done, *self.inbox)}
+        self.inbox.extendleft(entry for entry in reversed(arrived) if id(entry) not in known)
 
-    def _take_failed(self) -> list[Finished]:
-        if not self._failed:
-            return []
-        with self._counting:
-            failed, self._failed = self._failed, []
-            self.pending -= len(failed)
-        return failed
+    def _settle(self, entry: Entry) -> None:
+        """Count a job as done, if that is what was heard; may be done twice."""
+        if isinstance(entry, Death) or (isinstance(entry, Report) and entry.results.is_last):
+            self._open.discard(entry.job)
+
+    def _take_done(self) -> list[Finished]:
+        """Return what is known to have finished, or failed, without a worker."""
+        done = [*self._failed, *self._rescued]
+        self._failed, self._rescued = [], []
+        return done
 
     def end_input(self) -> None:
         """Hear that nothing more will be submitted: what waits may go to who is free."""
@@ -359,7 +384,10 @@ class ProcessLane:
         return 0, 0.0
 
     def take_back(self) -> Chunk | None:
-        """Return tasks that had no worker when the lane was closed; None if there are no more."""
+        """Return tasks that were with the lane when it was closed; None if there are no more.
+
+        Some of them may be settled.
+        """
         return self._left_over.pop() if self._left_over else None
 
     def wake(self) -> None:
@@ -368,13 +396,13 @@ class ProcessLane:
 
     def close(self, *, patience_s: float | None = None) -> list[Finished]:
         """Drop what has not started; what runs gets a grace period, then its worker ends."""
-        finished = self._take_rescued()
-        entries, waited = self._backend.close_lane(self, patience_s)
-        self._left_over += waited
-        for entry in entries:
+        finished = self._take_done()
+        unsettled = [job.given for job in self._open]
+        for entry in self._backend.close_lane(self, patience_s):
             finished += self._unpack(entry)
+        self._left_over += unsettled
         self.shared_bytes = self._backend.shared_bytes
-        self.pending = 0
+        self._open.clear()
         if self._placing is not None:
             self._placing.forget()
         while self.segments:
@@ -396,10 +424,6 @@ class ProcessLane:
 
     def _unpack_report(self, report: Report) -> Iterable[Finished]:
         job, done, results, worker, pid, view, _ = report
-        if results.is_last:
-            self.count(-1)
-        if self.is_closed and results.is_last and not job.is_cancelled:
-            self._leave_over(job.chunk.part(done + len(results.values)))
         if results.unread and not self.is_closed:
             self.submit(job.chunk.part(0))
         elif results.values or job.is_cancelled:
@@ -409,9 +433,12 @@ class ProcessLane:
     def _settle_death(self, death: Death) -> Iterator[Finished]:
         """Fail the guilty task, and run again what was not reported."""
         job, place = death.job, death.place
-        self.count(-1)
         if self.is_closed:
-            self._leave_over(job.chunk.part(job.done))
+            if place is not None and death.verdict and death.verdict.reason == "given up":
+                error = self._error_of(death, place)
+                self.lost.append(
+                    _failed(job.chunk, place, error, death.worker, death.pid, death.started)
+                )
             return
         if job.is_cancelled:
             nothing = Stretch([], {}, [])
@@ -452,10 +479,6 @@ class ProcessLane:
         if some:
             self.submit(*some)
 
-    def _leave_over(self, chunk: Chunk) -> None:
-        if len(chunk.items):
-            self._left_over.append(chunk)
-
     def _error_of(self, death: Death, place: int) -> PlaitError:
         """Say why a task failed with its worker."""
         chunk, verdict = death.job.chunk, death.verdict
@@ -474,7 +497,7 @@ class ProcessLane:
         return WorkerDied.of_task(
             victim,
             death.status,
-            stopped_by=int(verdict.seen) if verdict else None,
+            stopped_by=int(verdict.seen) if verdict and reason == "stopped" else None,
             peak_bytes=death.peak_bytes,
             stack=death.stack,
             was_oom=death.was_oom,
@@ -495,6 +518,7 @@ def _unpack_results(results: Results, view: SegmentView) -> Stretch:
         errors = {place: load_error(error) for place, error in results.errors.items()}
     values = results.values
     if not results.is_plain:
+        values = values.copy()  # it may have to be done again, see wait_outcomes
         for place, sealed in enumerate(values):
             try:
                 values[place] = wire.unseal(sealed, view)

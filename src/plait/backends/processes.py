@@ -57,6 +57,7 @@ from plait.errors import (
     OptionError,
     PlaitError,
     PoolClosed,
+    PoolGivenUp,
     WorkerStartError,
     death_text,
     lack_text,
@@ -68,11 +69,13 @@ from plait.shield import Shield
 from plait.wire_errors import load_error
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
     from plait.backends.launcher import Change
     from plait.backends.messages import Context
     from plait.backends.orders import Preloaded
     from plait.channel import Channel
-    from plait.outcome import Call, Chunk
+    from plait.outcome import Call
 
 __all__ = ["ProcessBackend"]
 
@@ -86,6 +89,31 @@ MOST_TRIES = 5
 GROW_AGAIN_S = 1.0
 # Workers that die before they are ready, one after the other, until that is called a failure.
 MOST_FALSE_STARTS = 3
+
+
+class _Net:
+    """A ``with`` block, with the pool's lock, out of which an exception from outside may come.
+
+    A signal handler's may strike between any two steps, and leave the books of the pool half
+    written. To hold it back would take a handler for each signal, at each message (4 to 17% of a
+    small one). So it goes out, and if it has struck while more was done than waiting, the pool
+    is given up: its workers end, and the next call gets a new one.
+    """
+
+    def __init__(self, pool: ProcessBackend) -> None:
+        self._pool = pool
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is not None and not isinstance(error, PlaitError):
+            self._pool.outlive(error)
 
 
 class ProcessBackend:
@@ -123,6 +151,8 @@ class ProcessBackend:
                 raise no_start_error(error) from error
             made.pop_all()
         self.lock = self._turns.lock  # guards everything below, and the launcher
+        self._net = _Net(self)
+        self._is_given_up = False
         self.workers: dict[int, Worker] = {}
         self._holdings = Holdings(self.store)
         self._dispatcher = Dispatcher(self, self._holdings)
@@ -183,7 +213,7 @@ class ProcessBackend:
             allowed = "left out here: without /proc nobody tells how much memory a worker has"
             raise OptionError("memory_limit", setting.limits.memory_bytes, allowed)
         lane = ProcessLane(self, next(self._keys), call, setting)
-        with self._shield(), self.lock:
+        with self._shield(), self.lock, self._net:
             if self._code.changed(call.fn):
                 self._launcher.preload()
                 for worker in list(self.workers.values()):
@@ -193,7 +223,7 @@ class ProcessBackend:
 
     def enqueue(self, jobs: list[Job]) -> None:
         """Take chunks, and send those for which a worker has room."""
-        with self._shield(), self.lock:
+        with self._shield(), self.lock, self._net:
             self.check_usable()
             self._dispatcher.take(jobs)
 
@@ -201,28 +231,31 @@ class ProcessBackend:
         self,
         lane: ProcessLane,
         deadline: float | None,
-        until: Callable[[], bool] | None = None,
-    ) -> list[Entry]:
-        """Block until something arrived for a lane, driving the workers if nobody else does."""
+        until: Callable[[], bool] | None,
+        arrived: list[Entry],
+    ) -> None:
+        """Block until something arrived for a lane, driving the workers if nobody else does.
+
+        It is added to ``arrived``.
+        """
 
         def is_done() -> bool:
             if lane.inbox or lane.is_woken or self._broken or shield.is_hit:
                 return True
             return until is not None and until()
 
-        with self._shield() as shield, self.lock:
+        with self._shield() as shield, self.lock, self._net:
             self._turns.expected = self._dispatcher.busy
             self._turns.wait_until(is_done, lane.arrived, deadline)
             lane.is_woken = False
             # After a Ctrl-C, which comes out at the end of this block, it is left for ``close``.
-            arrived = [] if shield.is_hit else list(lane.inbox)
-            if arrived:
+            if not shield.is_hit:
+                arrived.extend(lane.inbox)
                 lane.inbox.clear()
-            elif not shield.is_hit:
-                self.check_usable()
+                if not arrived:
+                    self.check_usable()
         if self._strays:
             self._put_out_strays()
-        return arrived
 
     def _put_out_strays(self) -> None:
         while self._strays:
@@ -236,7 +269,7 @@ class ProcessBackend:
 
     def balance(self, lane: ProcessLane) -> None:
         """Hear that nothing more will come for a lane."""
-        with self._shield(), self.lock:
+        with self._shield(), self.lock, self._net:
             # Workers that may be used up between two chunks are better chosen when they begin one.
             has_limits = self.most_tasks < sys.maxsize or lane.limits.memory_bytes is not None
             lane.has_all = not has_limits
@@ -244,7 +277,7 @@ class ProcessBackend:
 
     def cancel(self, lane: ProcessLane, first: int) -> bool:
         """End the chunk of a lane that begins with a task; False if it is over."""
-        with self._shield(), self.lock:
+        with self._shield(), self.lock, self._net:
             for job in self._dispatcher.backlog:
                 if job.lane is lane and job.chunk.first == first:
                     job.is_cancelled = True
@@ -260,21 +293,21 @@ class ProcessBackend:
                     return True
         return False
 
-    def close_lane(
-        self, lane: ProcessLane, grace_s: float | None = None
-    ) -> tuple[list[Entry], list[Chunk]]:
-        """End what a lane has going after some seconds; return what arrived, and what waited."""
-        waited: list[Chunk] = []
-        with self._shield(), self.lock:
+    def close_lane(self, lane: ProcessLane, grace_s: float | None = None) -> list[Entry]:
+        """End what a lane has going after some seconds, and return what arrived."""
+        with self._shield(), self.lock, self._net:
             lane.is_closed = True
             for job in self._dispatcher.backlog:
                 if job.lane is lane:
-                    waited.append(job.chunk.part(job.done))
                     self._holdings.drop(job)
             self._dispatcher.backlog = deque(
                 job for job in self._dispatcher.backlog if job.lane is not lane
             )
-            self._end_jobs(lane, GRACE_S if grace_s is None else grace_s)
+            if self._is_given_up:
+                for worker, job in self._jobs_of(lane):
+                    self._give_up(worker, job)
+            else:
+                self._end_jobs(lane, GRACE_S if grace_s is None else grace_s)
             for worker in self.workers.values():
                 if lane.key in worker.known:
                     self._hear_rest(worker)
@@ -284,7 +317,15 @@ class ProcessBackend:
             lane.inbox.clear()
             lane.is_over = True
         self._put_out_strays()
-        return arrived, waited
+        return arrived
+
+    def _give_up(self, worker: Worker, job: Job) -> None:
+        """Settle a job that went with the pool: only a task that was begun has failed."""
+        place = worker.guilty_place(job)
+        if place is not None:
+            pid, since = self.pid_of(worker), worker.running_since
+            verdict = Verdict("given up", worker.page.running())
+            job.lane.inbox.append(Death(job, place, worker.name, pid, None, since, verdict))
 
     def _forget(self, worker: Worker, lane: ProcessLane) -> None:
         """Tell a worker that a function is not needed any more; soon enough, if it is small."""
@@ -324,7 +365,12 @@ class ProcessBackend:
         """Let the workers go, and end those that do not go."""
         if isinstance(self._broken, PoolClosed):  # or abandoned, with a lock of the parent's
             return
-        with self._shield(), self.lock:
+        if self._is_given_up:
+            with self.lock:
+                self._break(PoolClosed("This pool is closed; open a new one."))
+                self._close_files()
+            return
+        with self._shield(), self.lock, self._net:
             self._break(PoolClosed("This pool is closed; open a new one."))
             for worker in list(self.workers.values()):
                 self.let_go(worker)
@@ -338,6 +384,17 @@ class ProcessBackend:
             self._launcher.close()
             self._close_files()
         self._put_out_strays()
+
+    def outlive(self, error: BaseException) -> None:
+        """Be as good as before an exception that came from outside, or give this pool up."""
+        self._turns.recover()
+        if error is self._turns.struck:
+            self._turns.struck = None
+            return
+        self._is_given_up = True
+        text = f"This pool was given up: {type(error).__name__} came from outside amid its work."
+        self._break(PoolGivenUp(f"{text} The next call gets a new one."))
+        self._launcher.close()  # which ends the workers
 
     def abandon(self) -> None:
         """In a forked child: close the copies, which would keep the parent's workers waiting."""
@@ -646,8 +703,13 @@ class ProcessBackend:
             self._strays.append(Uttered(warning(text), worker.name))
 
     def _has_oom_struck(self) -> bool:
-        before, self._oom_kills = self._oom_kills, oom_kills()
-        return None not in (before, self._oom_kills) and before != self._oom_kills
+        """Whether one more process of the cgroup was killed than deaths were told of that."""
+        kills = oom_kills()
+        if kills is None or self._oom_kills is None or kills <= self._oom_kills:
+            return False
+        # The other kills may be those of workers whose ends come next, and no older ones.
+        self._oom_kills = max(self._oom_kills + 1, kills - len(self.workers))
+        return True
 
     def _count_false_start(self, worker: Worker, status: int | None) -> None:
         self._false_starts += 1

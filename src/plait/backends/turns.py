@@ -50,11 +50,14 @@ class Turns:
     def __init__(self, cpus: int = 1) -> None:
         """Serve sockets whose other ends share so many CPUs with us."""
         self._cpus = cpus
-        self.lock = threading.Lock()  # guards everything here, and all that handlers touch
+        # Guards everything here, and all that handlers touch. It knows who has it: an exception
+        # from outside may strike while it is given back or taken again.
+        self.lock = threading.RLock()
+        self.struck: BaseException | None = None  # came from outside while a thread only waited
         self.expected = 0  # how many workers will send something
         self._spin = Spin()
         self._moderation = Moderation()
-        self._is_driven = False  # a thread is waiting in the selector
+        self._driver = 0  # the thread that is waiting in the selector; 0: none
         # Conditions of the threads that wait for the driver, and how many wait for each.
         self._sleeping: Counter[threading.Condition] = Counter()
         self.due = math.inf  # when ``on_due`` is to be called by whoever drives then
@@ -69,6 +72,10 @@ class Turns:
         self._bell.setblocking(False)
         self._bell_end.setblocking(False)
         self.watch(self._bell, selectors.EVENT_READ, self._hear_bell)
+
+    @property
+    def _is_driven(self) -> bool:
+        return self._driver != 0
 
     def watch(
         self, file: HasFileno, mask: int, handler: Handler, *, is_first: bool = False
@@ -141,6 +148,9 @@ class Turns:
         self._sleeping[arrived] += 1
         try:
             arrived.wait(timeout)
+        except BaseException as error:
+            self.struck = error
+            raise
         finally:
             self._sleeping[arrived] -= 1
             if not self._sleeping[arrived]:
@@ -151,17 +161,16 @@ class Turns:
         if self.due < math.inf:
             left = max(0.0, self.due - monotonic())
             timeout = left if timeout is None else min(timeout, left)
-        # An exception from outside comes after a call, not before it: after that of ``release`` at
-        # the earliest, when the lock is to be taken again, and whatever comes, nobody drives then.
-        self._is_driven = True
+        self._driver = threading.get_ident()
         try:
             self.lock.release()
             ready = self._select(timeout)
-        finally:
-            try:
-                self.lock.acquire()
-            finally:
-                self._is_driven = False
+            self.lock.acquire()
+        except BaseException as error:
+            self.struck = error
+            self.recover()
+            raise
+        self._driver = 0
         # What a worker printed comes before what it sent later: results, for example.
         if len(ready) > 1:
             ready.sort(key=_comes_later)
@@ -169,6 +178,13 @@ class Turns:
             key.data.handler(key.fileobj, mask)
         if self.due < math.inf and self.due <= monotonic():
             self.on_due()
+
+    def recover(self) -> None:
+        """Have the lock, and drive no more, wherever an exception has struck this thread."""
+        if not self.lock._is_owned():  # type: ignore[attr-defined]  # noqa: SLF001  as Condition
+            self.lock.acquire()
+        if self._driver == threading.get_ident():
+            self._driver = 0
 
     def _select(self, timeout: float | None) -> list[tuple[selectors.SelectorKey, int]]:
         select, expected = self._selector.select, self.expected

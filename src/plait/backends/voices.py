@@ -20,6 +20,7 @@ from plait import greenlets
 from plait.backends.messages import OUTPUT_BYTES, Said, Text, Texts
 from plait.errors import NotPicklable
 from plait.foreign import attempt, is_from_outside
+from plait.wire_errors import detach
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -94,7 +95,7 @@ def put_out(
         else:
             facts, broken = attempt(pickle.loads, said.data)
             if broken is not None:
-                raise NotPicklable.on_arrival(said.kind, broken)
+                raise NotPicklable.on_arrival(said.kind, detach(broken))
             _WAYS[said.kind](facts)
     except Exception as error:  # of the user's own stream, handler or filter
         if is_from_outside(error):
