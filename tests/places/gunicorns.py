@@ -1,5 +1,5 @@
 # /// script
-# dependencies = ["gunicorn==27.0.1", "gevent==26.9.0"]
+# dependencies = ["gunicorn==27.0.1", "gevent==26.9.0", "packaging>=24"]
 # ///
 """In workers of gunicorn: sync, gthread and gevent, with and without --preload."""
 
