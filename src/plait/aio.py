@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, Any
 
 from plait.backends.asyncio_loop import AsyncioBackend
@@ -44,7 +45,7 @@ async def amap(
             async for finished in stretches:
                 if finished.errors and checked.on_error == "raise":
                     break
-    except Exception as error:
+    except BaseException as error:
         attach(error, made)
         raise
     return listed(made, checked)
@@ -77,13 +78,45 @@ def _prepare_async(
     return prepare(Call(fn, style_of(iterables)), iterables, options, backend=backend, keeps=keeps)
 
 
+class _Arrivals:
+    """What a helper thread has for a coroutine; an interrupt there loses none of it.
+
+    The loop may be interrupted in any callback (by a signal handler that raises), and then swallows
+    that or ends. So the helper puts things down by itself, and the callback only wakes the reader.
+    """
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._entries: deque[Finished | BaseException | None] = deque()
+        self._are_new = asyncio.Event()
+
+    def put(self, entry: Finished | BaseException | None) -> None:
+        """Put something down, in the helper; it does not matter whether the loop has ended."""
+        self._entries.append(entry)
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._tell)
+
+    def _tell(self) -> None:
+        try:
+            self._are_new.set()
+        except BaseException:
+            self._are_new.set()
+            raise
+
+    async def take(self) -> Finished | BaseException | None:
+        """Wait for what comes next, in the coroutine."""
+        while not self._entries:
+            self._are_new.clear()
+            if not self._entries:
+                await self._are_new.wait()
+        return self._entries.popleft()
+
+
 async def _pump(made: Run) -> AsyncGenerator[Finished]:
     """Iterate over a run in a helper thread; end it if the reader leaves."""
-    loop = asyncio.get_running_loop()
-    arrived: asyncio.Queue[Finished | BaseException | None] = asyncio.Queue()
+    arrived, ended = _Arrivals(), _Arrivals()
     has_room = threading.Semaphore(1)
     has_left = threading.Event()
-    ended = asyncio.Event()
 
     def iterate() -> None:
         last: BaseException | None = None
@@ -92,18 +125,18 @@ async def _pump(made: Run) -> AsyncGenerator[Finished]:
                 has_room.acquire()
                 if has_left.is_set():
                     break
-                loop.call_soon_threadsafe(arrived.put_nowait, finished)
+                arrived.put(finished)
         except BaseException as error:  # noqa: BLE001  raised in the reader's thread
             last = error
         # The reader's cancel() cannot close a generator that runs here. If a result comes just
         # then, it stops at its yield and is nobody's: so whoever runs it closes it, too.
         made.cancel()
-        loop.call_soon_threadsafe(arrived.put_nowait, last)
-        loop.call_soon_threadsafe(ended.set)
+        arrived.put(last)
+        ended.put(None)
 
     threading.Thread(target=iterate, name="plait-pump", daemon=True).start()
     try:
-        while (entry := await arrived.get()) is not None:
+        while (entry := await arrived.take()) is not None:
             if isinstance(entry, BaseException):
                 raise entry
             yield entry
@@ -112,4 +145,4 @@ async def _pump(made: Run) -> AsyncGenerator[Finished]:
         has_left.set()
         has_room.release()
         await asyncio.to_thread(made.cancel)
-        await ended.wait()
+        await ended.take()

@@ -10,8 +10,11 @@ import concurrent.futures
 import os
 import threading
 import weakref
+from _thread import allocate_lock, start_new_thread
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import replace
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Literal, Never, TypeVar
@@ -124,9 +127,12 @@ class Executor(concurrent.futures.Executor):
         if rate is not None:
             self.pace = Pace(*self.options.starts_in_s)
             self._desk = PacedDesk(self._desk, self._backend, self.pace)
-        self._checked: object = None  # the last function that was found to be right
+        # The last function that was found to be right; it is not to be kept alive for that.
+        self._checked: Callable[[], object] = _nothing
         self._maps: set[threading.Thread] = set()
         self._is_shut_down = False
+        self._dropped = weakref.finalize(self, _let_go, self._desk)
+        self._dropped.atexit = False  # there is _shut_down_all for that
         _open.add(self)
 
     # --- submit ------------------------------------------------------------------------
@@ -136,9 +142,10 @@ class Executor(concurrent.futures.Executor):
 
         Raises PoolClosed (a RuntimeError) after ``shutdown``.
         """
-        if fn is not self._checked:
+        if fn is not self._checked():
             check(fn, {"backend": self.options.backend})
-            self._checked = fn
+            with suppress(TypeError):  # of a kind that has no weak references
+                self._checked = weakref.ref(fn)
         if self._is_shut_down:
             raise closed_error()
         future: PlaitFuture[T] = PlaitFuture(self._desk)
@@ -206,6 +213,7 @@ class Executor(concurrent.futures.Executor):
             wait: return when all that is done; else it is done in the background.
             cancel_futures: cancel what has not started.
         """
+        self._dropped.detach()
         is_first, self._is_shut_down = not self._is_shut_down, True
         threads = [*list(self._maps), *self._desk.close(cancel_futures=cancel_futures)]
         if wait:
@@ -223,6 +231,7 @@ class Executor(concurrent.futures.Executor):
 
     def abandon(self) -> None:
         """In a forked child: workers and futures are the parent's."""
+        self._dropped.detach()
         self._maps = set()
         self._is_shut_down = True
         self._desk.abandon()
@@ -249,7 +258,9 @@ def _read(
                     raise TimeoutError from None
                 if error is not None:
                     raise error
-                yield value
+                given = [value]
+                del value
+                yield given.pop()  # whom it was given to alone keeps it alive
         finally:
             cancel()
 
@@ -259,15 +270,58 @@ def _read(
 # Executors that were not shut down: their work is finished at exit, as the standard
 # library does, and forgotten in a forked child.
 _open: weakref.WeakSet[Executor] = weakref.WeakSet()
+# One lock for each that was dropped, held until its work is done and its workers have left.
+_ending: deque[Any] = deque()
+
+
+def _nothing() -> None:
+    """Stand for a function that is not there any more."""
+
+
+def _let_go(desk: Desk) -> None:
+    """Let an executor that was dropped finish its work, and end its workers.
+
+    The garbage collector calls this, amid anything: so no lock is taken here, nor by what it calls.
+    """
+    is_over = allocate_lock()
+    is_over.acquire()
+    _ending.append(is_over)
+    try:
+        start_new_thread(_start_end, (desk, is_over))
+    except RuntimeError:  # the interpreter is shutting down, and has waited for all there was
+        is_over.release()
+
+
+def _start_end(desk: Desk, is_over: Any) -> None:
+    """Go on in a thread that ``threading`` knows; to start that takes locks of its."""
+    end = threading.Thread(target=_end, args=(desk, is_over), name="plait-shutdown", daemon=True)
+    try:
+        end.start()
+    except RuntimeError:  # no more threads
+        _end(desk, is_over)
+
+
+def _end(desk: Desk, is_over: Any) -> None:
+    try:
+        for thread in desk.close(cancel_futures=False):
+            thread.join()
+        desk.leave()
+    finally:
+        is_over.release()
+        with suppress(ValueError):
+            _ending.remove(is_over)
 
 
 @atexit.register
 def _shut_down_all() -> None:
     for executor in list(_open):
         executor.shutdown()
+    for is_over in list(_ending):
+        is_over.acquire()
 
 
 def _abandon_all() -> None:
+    _ending.clear()
     for executor in list(_open):
         executor.abandon()
 

@@ -12,7 +12,6 @@ when nobody has waited for a moment, and at once when somebody wants to be calle
 
 from __future__ import annotations
 
-import math
 import sys
 import threading
 from collections import deque
@@ -261,6 +260,8 @@ def _run(future: PlaitFuture[Any], run: Callable[..., Any], task: tuple[Any, ...
         future.set_exception(error)
     else:
         future.set_result(value)
+    finally:  # the error's traceback keeps this alive: it is not to keep the future, nor all that
+        del future, run, task, fn, args, kwargs
 
 
 def _context_in(pool: ThreadBackend) -> Context:
@@ -397,25 +398,47 @@ class LaneDesk:
             if self._threads is not None and self._threads.number in inside.get():
                 self._wait_inside(future, self._threads, timeout)
             return
-        deadline = math.inf if timeout is None else monotonic() + timeout
+        deadline = None if timeout is None else monotonic() + timeout
+        is_over = False
+        while not is_over:
+            # A signal's handler is not to come between a result and its future, nor amid our books.
+            with Shield(self._wake) as shield:
+                is_over = self._drive_for(future, deadline, shield)
+
+    def _wake(self) -> None:
+        if self._lane is not None:
+            self._lane.wake()
+
+    def _drive_for(self, future: PlaitFuture[Any], deadline: float | None, shield: Shield) -> bool:
+        """Read outcomes until that is over: True, or the shield was hit."""
         try:
             with self._lock:
                 self._awaited.append(future)
-                lane = self._lane
-            if self._keeper_drives and lane is not None:
-                lane.wake()  # it leaves the driving to us
-            left = timeout
-            while self._advance(left, future.done) and not future.done():
-                left = None if timeout is None else deadline - monotonic()
+            if self._keeper_drives:
+                self._wake()  # it leaves the driving to us
+            while not future.done():
+                left = None if deadline is None else deadline - monotonic()
                 if left is not None and left <= 0:
-                    return
+                    return True
+                if not self._advance(left, lambda: shield.is_hit or future.done()):
+                    return True
+                if shield.is_hit:
+                    return False
+            return True
         finally:
-            with self._lock:
-                if future in self._awaited:
-                    self._awaited.remove(future)
-                is_wanted = self._is_busy or self._is_closed
-                if self._keeper_rests and is_wanted and not self._awaited:
-                    self._changed.notify()
+            try:
+                self._stop_waiting(future)
+            except BaseException:  # from outside: nobody else would drive any more
+                self._stop_waiting(future)
+                raise
+
+    def _stop_waiting(self, future: PlaitFuture[Any]) -> None:
+        with self._lock:
+            if future in self._awaited:
+                self._awaited.remove(future)
+            is_wanted = self._is_busy or self._is_closed
+            if self._keeper_rests and is_wanted and not self._awaited:
+                self._changed.notify()
 
     def _wait_inside(
         self, future: PlaitFuture[Any], threads: ThreadBackend, timeout: float | None
@@ -436,24 +459,21 @@ class LaneDesk:
         lane = self._lane
         if lane is None or not lane.pending:
             return False
-        with Shield(lane.wake) as shield:  # Ctrl-C is not to come between a result and its future
-            try:
-                if self._is_driven:
-                    finished = cast("DrivenLane", lane).wait_outcomes(
-                        timeout, lambda: shield.is_hit or until()
-                    )
-                else:
-                    finished = lane.wait_outcomes(timeout)
-            except PlaitError as error:  # no workers any more: every future is told
-                self._fail_all(error)
-                return False
-            try:
-                for stretch in finished:
-                    self._resolve(stretch)
-            except BaseException:  # from outside: it is nobody's result, and costs nobody his
-                for stretch in finished:
-                    self._resolve(stretch)
-                raise
+        try:
+            if self._is_driven:
+                finished = cast("DrivenLane", lane).wait_outcomes(timeout, until)
+            else:
+                finished = lane.wait_outcomes(timeout)
+        except PlaitError as error:  # no workers any more: every future is told
+            self._fail_all(error)
+            return False
+        try:
+            for stretch in finished:
+                self._resolve(stretch)
+        except BaseException:  # from outside: it is nobody's result, and costs nobody his
+            for stretch in finished:
+                self._resolve(stretch)
+            raise
         return True
 
     def _resolve(self, finished: Finished) -> None:

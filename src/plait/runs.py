@@ -173,6 +173,10 @@ class Run:
         May be called from any thread; where another one is iterating, that one ends it.
         """
         self._is_cancelled = True
+        # What waits does not start any more, also where another thread has yet to hear of this.
+        refuse = getattr(self._lane, "refuse", None)
+        if refuse is not None:
+            refuse()
         self.stop()
         # A generator that is running, in another thread, cannot be closed (CPython 3.11 may crash
         # of it); but it was woken.

@@ -42,13 +42,34 @@ class Shield:
 
     def __enter__(self) -> Self:
         if not Shield._is_up and current_thread() is main_thread():
-            for number in SIGNALS:
-                handler = getsignal(number)
-                if callable(handler):  # else it is ignored, or not Python's business
-                    Shield._is_up = True
-                    self._handlers.append((number, handler))
-                    set_handler(number, self._hit)
+            try:
+                self._put_up()
+            except BaseException:  # of a handler that is not held back yet
+                self._take_down()
+                raise
         return self
+
+    def _put_up(self) -> None:
+        for number in SIGNALS:
+            handler = getsignal(number)
+            if callable(handler):  # else it is ignored, or not Python's business
+                Shield._is_up = True
+                self._handlers.append((number, handler))
+                set_handler(number, self._hit)
+
+    def _take_down(self) -> None:
+        """Give the handlers back; one that is back may raise before the others are."""
+        try:
+            self._give_back()
+        except BaseException:
+            self._give_back()
+            raise
+
+    def _give_back(self) -> None:
+        Shield._is_up = False
+        for number, handler in self._handlers:
+            if getsignal(number) == self._hit:  # else the block has set another one
+                set_handler(number, handler)
 
     def _hit(self, number: int, frame: FrameType | None) -> None:
         is_second = number == SIGINT and any(hit == SIGINT for hit, _ in self._hits)
@@ -67,15 +88,14 @@ class Shield:
     ) -> None:
         if not self._handlers:
             return
-        for number, handler in self._handlers:
-            if getsignal(number) == self._hit:  # else the block has set another one
-                set_handler(number, handler)
-        Shield._is_up = False
-        if self._hits:
-            # They would keep all alive that their frames know.
-            hits, self._hits = self._hits, []
-            handlers = dict(self._handlers)
-            _call([(handlers[number], number, frame) for number, frame in hits])
+        try:
+            self._take_down()
+        finally:
+            if self._hits:
+                # They would keep all alive that their frames know.
+                hits, self._hits = self._hits, []
+                handlers = dict(self._handlers)
+                _call([(handlers[number], number, frame) for number, frame in hits])
 
 
 def _call(due: list[tuple[Any, int, FrameType | None]]) -> None:

@@ -333,6 +333,10 @@ class AsyncioLane:
         """Return nothing: all of it is with the workers."""
         return None
 
+    def refuse(self) -> None:
+        """Start nothing any more; takes no lock."""
+        self.inbox.is_closed = True
+
     def wake(self) -> None:
         """Have ``wait_outcomes`` return."""
         self.inbox.put(None)

@@ -37,6 +37,7 @@ from plait.limits import LEAST_RELATIVE_S, leave_to_itself
 from plait.outcome import Call, Chunk, Finished
 from plait.running import begin_task, begin_tasks, end_tasks, inside, pool_numbers
 from plait.sentinel import wait_gone
+from plait.shield import Shield
 from plait.worker import FLUSH_S, run_apart, run_together
 
 if TYPE_CHECKING:
@@ -62,6 +63,10 @@ class _Seat:
         """Take back the places that its task has lent."""
         while self.lent_in:
             self.lent_in.pop()._lend(-1)  # noqa: SLF001
+
+
+def _nothing() -> None:
+    """Do nothing: what is shielded here is over soon."""
 
 
 class _Here(threading.local):
@@ -186,10 +191,11 @@ class ThreadBackend:
             target=self._serve, args=(seat,), name=f"plait-{seat.name}", daemon=True
         )
         try:
-            seat.thread.start()
+            with Shield(_nothing):  # a start that is interrupted leaves half a thread
+                seat.thread.start()
+                self._sit_down(seat)
         except RuntimeError as error:  # no more threads, or the interpreter is shutting down
             raise WorkerStartError(f"A thread could not be started: {error}") from error
-        self._sit_down(seat)
 
     def _sit_down(self, seat: _Seat) -> None:
         """Count a worker; both it and its starter do that, as the latter may be interrupted."""
@@ -501,6 +507,10 @@ class ThreadLane:
     def take_back(self) -> Chunk | None:
         """Return nothing: all of it is with the workers."""
         return None
+
+    def refuse(self) -> None:
+        """Start nothing any more; takes no lock."""
+        self.inbox.is_closed = True
 
     def wake(self) -> None:
         """Have ``wait_outcomes`` return."""

@@ -1,0 +1,142 @@
+"""An executor that is dropped, or idle: its work is finished, and it keeps nothing."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import threading
+import weakref
+from collections.abc import Callable
+from concurrent.futures import wait
+from typing import Any
+
+import pytest
+
+import plait
+from plait import executor as executor_module
+from tests.conftest import Way, children, only
+
+pytestmark = pytest.mark.timeout(60)
+
+
+def wait_ended() -> None:
+    """Wait until the executors that were dropped have let their workers go."""
+    for is_over in list(executor_module._ending):
+        assert is_over.acquire(timeout=30)
+        is_over.release()
+
+
+@pytest.mark.usefixtures("clean")  # no open file and no process is left
+def test_a_dropped_executor_finishes_its_work_and_leaves(way: Way) -> None:
+    threads = set(threading.enumerate())
+    pool = plait.Executor(2, **way.executor)
+    futures = [pool.submit(way.fn(abs), -n) for n in range(20)]
+    values = pool.map(way.fn(abs), [-1, -2])
+    del pool
+    assert [future.result(30) for future in futures] == list(range(20))
+    assert list(values) == [1, 2]
+    del futures, values
+    gc.collect()
+    wait_ended()
+    left = {thread.name for thread in set(threading.enumerate()) - threads}
+    assert left <= {"plait-janitor", "plait-shutdown"}  # the latter has just said that it is over
+    if way.is_process:
+        assert len(children()) <= 1  # the server, which is the program's
+
+
+@pytest.mark.parametrize("backend", ["threads", "serial", "asyncio", "processes"])
+@pytest.mark.parametrize("drop", ["pool = None", "pass"])
+def test_work_of_an_executor_without_shutdown_is_done_at_exit(
+    run_python: Callable[..., subprocess.CompletedProcess[str]], backend: str, drop: str
+) -> None:
+    a = "async " if backend == "asyncio" else ""
+    ended = run_python(
+        "-c",
+        f"""
+import time, plait
+{a}def task(n):
+    time.sleep(0.05)
+    print("done", n)
+pool = plait.Executor(2, {backend!r})
+for n in range(4):
+    pool.submit(task, n)
+{drop}
+""",
+    )
+    assert sorted(ended.stdout.splitlines()) == [f"done {n}" for n in range(4)]
+    assert (ended.stderr, ended.returncode) == ("", 0)
+
+
+class Thing:
+    """What can be referred to weakly, and be pickled."""
+
+    def __call__(self, other: object = None) -> Thing:
+        return Thing()
+
+
+def fail(thing: Thing) -> None:
+    raise KeyError(thing)
+
+
+@only("serial", "threads", "server")
+def test_an_idle_executor_keeps_nothing_alive(way: Way) -> None:
+    with plait.Executor(2, **way.executor) as pool:
+        fn, argument = Thing(), Thing()
+        future: Any = pool.submit(fn, argument)
+        value = future.result()
+        failed: Any = pool.submit(fail, argument)
+        wait([failed])
+        things = [weakref.ref(thing) for thing in (fn, argument, value, future, failed)]
+        del fn, argument, value, future, failed
+        wait([pool.submit(abs, 1) for _ in range(4)])  # the workers are through with it
+        gc.collect()
+        assert [thing() for thing in things] == [None] * 5
+
+
+@only("serial", "threads", "server")
+def test_the_iterator_of_a_map_does_not_keep_the_last_value(way: Way) -> None:
+    with plait.Executor(1, **way.executor) as pool:
+        values = pool.map(Thing(), [1, 2, 3])
+        for thread in list(pool._maps):
+            thread.join(30)
+        for _ in range(3):
+            value = weakref.ref(next(values))
+            gc.collect()
+            assert value() is None
+
+
+def test_a_task_of_a_map_that_was_given_up_never_starts() -> None:
+    begun, release = threading.Event(), threading.Event()
+    started = []
+
+    def task(n: int) -> int:
+        started.append(n)
+        if n:
+            begun.set()
+            release.wait(30)
+        return n
+
+    with plait.Executor(1) as pool:
+        values: Any = pool.map(task, range(9), chunksize=1)
+        assert next(values) == 0
+        assert begun.wait(30)
+        values.close()
+        release.set()
+    assert started == [0, 1]
+
+
+@only("threads", "server")
+def test_a_callback_that_raises_anything_ends_no_worker(way: Way) -> None:
+    gate = threading.Event()
+
+    def callback(future: Any) -> None:
+        raise SystemExit("odd")
+
+    with plait.Executor(1, **way.executor) as pool:
+        for _ in range(3):
+            future: Any = pool.submit(abs, -1)
+            future.add_done_callback(callback)
+            future.add_done_callback(lambda _: gate.set())
+            assert gate.wait(30)
+            gate.clear()
+        assert pool.submit(abs, -2).result(30) == 2
