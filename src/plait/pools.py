@@ -3,7 +3,8 @@
 Starting processes for each ``plait.map`` would cost more than many maps. Calls from several
 threads share a pool, and take turns. For a call that would have to wait for processes that
 others keep busy there is a second pool, of a worker for each CPU at most; there are no more
-than these two. (A pool of threads starts such workers itself.) One janitor thread, asleep until
+than these two. (A pool of threads starts such workers itself; event loops are not shared at
+all, for a coroutine that calls plait holds its loop up meanwhile.) One janitor thread, asleep until
 the next pool is due, closes what was idle for IDLE_S; the rest is closed at exit.
 """
 
@@ -19,7 +20,6 @@ from typing import TYPE_CHECKING
 from plait.backends import open_backend
 from plait.errors import PlaitError
 from plait.host import cpu_count, monotonic
-from plait.running import OUR_LOOP, inside
 
 if TYPE_CHECKING:
     from plait.backends.contract import Backend
@@ -60,9 +60,7 @@ class _Pools:
         self.janitor: threading.Thread | None = None
 
     def lease(self, plan: Plan, options: Options, max_workers: int) -> Backend:
-        is_in_our_loop = plan.backend == "asyncio" and OUR_LOOP in inside.get()
-        # For one call only. The loop of a warm pool may be the one that this call holds up.
-        if plan.backend == "serial" or options.initializer is not None or is_in_our_loop:
+        if plan.backend == "serial" or options.initializer is not None:  # for one call only
             return open_backend(plan.backend, max_workers, options)
         key = (
             plan.backend,
@@ -74,8 +72,10 @@ class _Pools:
             preload = set(options.preload)
             fitting = [warm for warm in self.warm if self._fits(warm, key, preload)]
             warm = next((warm for warm in fitting if not warm.is_crowded), None)
-            if warm is None and len(fitting) < MOST_ALIKE:
-                workers = min(max_workers, cpu_count()) if fitting else max_workers
+            is_loop = plan.backend == "asyncio"
+            if warm is None and (is_loop or len(fitting) < MOST_ALIKE):
+                has_all = is_loop or not fitting
+                workers = max_workers if has_all else min(max_workers, cpu_count())
                 backend = open_backend(plan.backend, workers, options, is_shared=True)
                 warm = _Warm(key, preload, backend)
                 self.warm.append(warm)
