@@ -3,10 +3,11 @@
 Starting processes for each ``plait.map`` would cost more than many maps. Calls from several
 threads share a pool, and take turns. For a call that would have to wait for processes that
 others keep busy there is a second pool, of a worker for each CPU at most; there are no more
-than these two. (A pool of threads starts such workers itself.) One janitor thread, asleep until
-the next pool is due, closes what was idle for IDLE_S; the rest is closed at exit. Before this
-process is forked, the janitor and the idle pools of threads end: a process with several threads
-is not to be forked (Python 3.12 warns of it).
+than these two. (A pool of threads starts such workers itself; event loops are not shared at
+all, for a coroutine that calls plait holds its loop up meanwhile.) One janitor thread, asleep
+until the next pool is due, closes what was idle for IDLE_S; the rest is closed at exit. Before
+this process is forked, the janitor and the idle pools of threads end: a process with several
+threads is not to be forked (Python 3.12 warns of it).
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ from plait.backends.contract import Setting
 from plait.errors import PlaitError, WorkerStartError
 from plait.host import cpu_count, monotonic
 from plait.outcome import Call, Chunk
-from plait.running import OUR_LOOP, inside
 from plait.sentinel import wait_gone
 
 if TYPE_CHECKING:
@@ -71,9 +71,7 @@ class _Pools:
         self.janitor: threading.Thread | None = None
 
     def lease(self, plan: Plan, options: Options, max_workers: int) -> Backend:
-        is_in_our_loop = plan.backend == "asyncio" and OUR_LOOP in inside.get()
-        # For one call only. The loop of a warm pool may be the one that this call holds up.
-        if plan.backend == "serial" or options.initializer is not None or is_in_our_loop:
+        if plan.backend == "serial" or options.initializer is not None:  # for one call only
             return open_backend(plan.backend, max_workers, options)
         key = (
             plan.backend,
@@ -85,8 +83,10 @@ class _Pools:
             preload = set(options.preload)
             fitting = [warm for warm in self.warm if self._fits(warm, key, preload)]
             warm = next((warm for warm in fitting if not warm.is_crowded), None)
-            if warm is None and len(fitting) < MOST_ALIKE:
-                workers = min(max_workers, cpu_count()) if fitting else max_workers
+            is_loop = plan.backend == "asyncio"
+            if warm is None and (is_loop or len(fitting) < MOST_ALIKE):
+                has_all = is_loop or not fitting
+                workers = max_workers if has_all else min(max_workers, cpu_count())
                 with suppress(*([WorkerStartError] if fitting else [])):
                     warm = _Warm(key, preload, self._open(plan, workers, options))
                     self.warm.append(warm)

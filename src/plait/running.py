@@ -13,7 +13,6 @@ from contextvars import ContextVar
 from plait.compiled import fast
 
 __all__ = [
-    "OUR_LOOP",
     "begin_task",
     "begin_tasks",
     "end_tasks",
@@ -30,7 +29,6 @@ __all__ = [
 # helper threads (``amap``, ``asyncio.to_thread``).
 inside: ContextVar[frozenset[int]] = ContextVar("plait_inside", default=frozenset())
 pool_numbers = itertools.count(1)
-OUR_LOOP = 0  # stands for every event loop of plait's own
 
 MORE_BITS = 40
 MOST_MORE = (1 << 64 - MORE_BITS) - 1

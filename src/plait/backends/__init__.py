@@ -42,7 +42,7 @@ def open_backend(
     if name == "asyncio":
         from plait.backends.asyncio_loop import AsyncioBackend
 
-        return AsyncioBackend(max_workers, initializer, is_shared=is_shared)
+        return AsyncioBackend(max_workers, initializer)
     from plait.backends.processes import ProcessBackend
 
     return ProcessBackend(

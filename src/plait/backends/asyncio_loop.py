@@ -25,7 +25,6 @@ from plait.errors import (
 )
 from plait.host import monotonic
 from plait.outcome import Call, Chunk, Finished, Stretch
-from plait.running import OUR_LOOP, inside
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -41,27 +40,23 @@ class AsyncioBackend:
 
     traits = Traits(name="asyncio", queue_depth=2, takes_coroutines=True)
     start_s = None
+    is_crowded = True  # a call that uses it may hold up its loop
 
     def __init__(
         self,
         max_workers: int,
         initializer: Callable[[], object] | None = None,
         loop: asyncio.AbstractEventLoop | None = None,
-        *,
-        is_shared: bool = False,
     ) -> None:
-        """Prepare places for so many coroutines: for all, or if it is *shared*, for each call."""
         self.max_workers = max_workers
         self._initializer = initializer
-        self._places = None if is_shared else _Places(max_workers)
+        self._places = _Places(max_workers)
         self._tasks: set[asyncio.Task[None]] = set()  # asyncio itself keeps no strong reference
         self._thread: threading.Thread | None = None
         self._ending: asyncio.Task[None] | None = None
         self._is_ending = False  # by ``close``
         self._lanes: weakref.WeakSet[AsyncioLane] = weakref.WeakSet()
         self._loop = loop
-        # A call that is made on a loop of ours holds that up until it is over.
-        self.marks = frozenset({OUR_LOOP} if loop is None else ())
         self._lock = threading.Lock()  # guards the starting of the loop
         self._refusal: PlaitError | None = None  # why no work is taken
 
@@ -116,12 +111,13 @@ class AsyncioBackend:
             error = PoolClosed("A task stopped the event loop of plait: loop.stop().")
         self._refusal = PoolClosed(f"The event loop of this pool ended by {error!r}.")
         lanes = list(self._lanes)
-        for lane in lanes:
+        for lane in lanes:  # first of all: what is cancelled now has no outcome
+            lane.inbox.put(error)
             lane.inbox.is_closed = True
         _cancel_all(loop)
         loop.close()
         for lane in lanes:
-            lane.inbox.put(error)
+            lane.forget_tasks()
 
     def _initialize(self) -> None:
         initializer, self._initializer = self._initializer, None
@@ -144,16 +140,12 @@ class AsyncioBackend:
         task.add_done_callback(lane.settle)
 
     async def _run(self, lane: AsyncioLane, chunk: Chunk) -> None:
-        place = await lane.places.take()
+        place = await self._places.take()
         try:
             if lane.inbox.claim():
                 await lane.run(chunk, f"coroutine-{place}")
         finally:
-            lane.places.give_back(place)
-
-    def places_for_lane(self) -> _Places:
-        """Return the places of a lane: a call does not wait for those of another."""
-        return self._places or _Places(self.max_workers)
+            self._places.give_back(place)
 
     def give_up(self) -> None:
         """Leave the loop to itself: something blocks it, or does not let itself be cancelled."""
@@ -221,14 +213,12 @@ class AsyncioLane:
         self._call = call
         self._loop = loop
         self._limit = setting.limits.time
-        self.context = setting.context.copy()
-        self.context.run(inside.set, setting.inside | backend.marks)
+        self.context = setting.context
         self.shared_bytes = 0
         self.abandoned = 0
         self.inbox = Inbox()
         self._new: deque[Chunk] = deque()  # which the loop is to start
         self._is_told = False  # the loop, that there are some
-        self.places = backend.places_for_lane()
         self.tasks: dict[asyncio.Task[None], Chunk] = {}
         self._cancelled: set[int] = set()  # the first tasks of chunks, while they end
 
@@ -257,6 +247,11 @@ class AsyncioLane:
         chunk = self.tasks.pop(task)
         self._cancelled.discard(chunk.first)
         if task.cancelled() and self.inbox.claim():
+            self.inbox.put(Finished.of(chunk, 0, Stretch([], {}, []), "", os.getpid()))
+
+    def forget_tasks(self) -> None:
+        """Count those as ended that did not end with their loop."""
+        for chunk in self.tasks.values():
             self.inbox.put(Finished.of(chunk, 0, Stretch([], {}, []), "", os.getpid()))
 
     async def run(self, chunk: Chunk, worker: str) -> None:
@@ -358,7 +353,8 @@ class AsyncioLane:
         """Cancel what runs, drop what does not, and wait until that is so."""
         self.inbox.is_closed = True
         if self.inbox.pending:
-            self._loop.call_soon_threadsafe(self._cancel_tasks)
+            with suppress(RuntimeError):  # the loop has ended, and its tasks with it
+                self._loop.call_soon_threadsafe(self._cancel_tasks)
         # A coroutine that was cancelled gets the time to end, however late it is already.
         finished = self.inbox.close(None if patience_s is None else patience_s + 2 * GRACE_S)
         if self.inbox.pending:
