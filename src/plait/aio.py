@@ -135,7 +135,7 @@ async def _pump(made: Run) -> AsyncGenerator[Finished]:
         arrived.put(last)
         ended.put(None)
 
-    # In the caller's context: some tasks run there, and what they call is inside the caller's task.
+    # In the caller's context: some tasks run there, and what they call is inside its task.
     run = copy_context().run
     threading.Thread(target=run, args=(iterate,), name="plait-pump", daemon=True).start()
     try:
