@@ -100,7 +100,7 @@ class ThreadBackend:
         self._most = max_workers + (cpu_count() if is_shared else 0)
         self._initializer = initializer
         self._bell: SimpleQueue[None] = SimpleQueue()  # wakes idle workers, one for each ring
-        # Guards the attributes below, the seats, the lanes' chunks. A thread that has it may take it
+        # Guards what is below, the seats, the lanes' chunks. A thread that has it may take it
         # again, where the garbage collector closes a lane that was dropped.
         self.lock = threading.RLock()
         # Those who submit add to these, with the lock; an exception from outside (a signal
