@@ -7,6 +7,7 @@ import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing, suppress
+from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
 from plait.backends.asyncio_loop import AsyncioBackend
@@ -134,7 +135,9 @@ async def _pump(made: Run) -> AsyncGenerator[Finished]:
         arrived.put(last)
         ended.put(None)
 
-    threading.Thread(target=iterate, name="plait-pump", daemon=True).start()
+    # In the caller's context: some tasks run there, and what they call is inside its task.
+    run = copy_context().run
+    threading.Thread(target=run, args=(iterate,), name="plait-pump", daemon=True).start()
     try:
         while (entry := await arrived.take()) is not None:
             if isinstance(entry, BaseException):

@@ -88,7 +88,9 @@ class ThreadLimit:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # guards everything below
+        # Guards everything below. Taken again by a thread that has it, where the garbage collector
+        # finds a run that was dropped just then, and closes it.
+        self._lock = threading.RLock()
         self._holders = 0
         self._limiter: Any = None
 

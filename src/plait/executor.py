@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import suppress
+from contextvars import copy_context
 from dataclasses import replace
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Literal, Never, TypeVar
@@ -199,7 +200,8 @@ class Executor(concurrent.futures.Executor):
                 values.put((None, error))
             self._maps.discard(threading.current_thread())
 
-        thread = threading.Thread(target=feed, name="plait-executor-map", daemon=True)
+        run = copy_context().run  # serial tasks run there
+        thread = threading.Thread(target=run, args=(feed,), name="plait-executor-map", daemon=True)
         self._maps.add(thread)
         thread.start()
         return _read(values, len(items), timeout, made.cancel, self._desk.check_wait)

@@ -138,6 +138,14 @@ def by_submit(fn: Any, items: range, node: Node, pools: dict[int, plait.Executor
     return sum(future.result() for future in futures)
 
 
+def by_amap(fn: Any, items: range, node: Node) -> int:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return sum(asyncio.run(plait.amap(fn, items, **options(node))))
+    return sum(plait.map(fn, items, **options(node)))  # a task on a loop, which cannot run another
+
+
 CALLS: dict[str, Callable[..., Any]] = {
     "map": lambda fn, items, node, _: sum(plait.map(fn, items, **options(node))),
     "starmap": lambda fn, items, node, _: sum(
@@ -147,11 +155,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     "run": lambda fn, items, node, _: sum(
         outcome.unwrap() for outcome in plait.run(fn, items, ordered=True, **options(node))
     ),
-    "amap": lambda fn, items, node, _: (
-        sum(asyncio.run(plait.amap(fn, items, **options(node))))
-        if node.backend != "asyncio"
-        else sum(plait.map(fn, items, **options(node)))
-    ),
+    "amap": lambda fn, items, node, _: by_amap(fn, items, node),
     "given up": lambda fn, items, node, _: sum(
         islice(plait.imap(fn, items, chunksize=1, **options(node)), 2)
     ),

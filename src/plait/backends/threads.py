@@ -101,7 +101,9 @@ class ThreadBackend:
         self._most = max_workers + (cpu_count() if is_shared else 0)
         self._initializer = initializer
         self._bell: SimpleQueue[None] = SimpleQueue()  # wakes idle workers, one for each ring
-        self.lock = threading.Lock()  # guards the attributes below, the seats, the lanes' chunks
+        # Guards what is below, the seats, the lanes' chunks. A thread that has it may take it
+        # again, where the garbage collector closes a lane that was dropped.
+        self.lock = threading.RLock()
         # Those who submit add to these, with the lock; an exception from outside (a signal
         # handler's) may come between any two steps of theirs, and must leave nothing that would
         # make others wait for ever. So what is counted, only workers count.
@@ -336,7 +338,7 @@ class ThreadBackend:
 
     def abandon(self) -> None:
         """In a forked child: the threads exist in the parent only."""
-        self.lock = threading.Lock()  # one of them may have held it
+        self.lock = threading.RLock()  # one of them may have held it
         self._is_closed = True
         self._seats = []
 
