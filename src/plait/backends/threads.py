@@ -56,6 +56,7 @@ class _Seat:
     chunk: Any = None
     place: int = 0  # of the running task in its chunk
     started: float = math.inf
+    is_busy: bool = False
     is_abandoned: bool = False
     lent_in: list[ThreadBackend] = field(default_factory=list)  # until its chunk is over
 
@@ -246,18 +247,22 @@ class ThreadBackend:
             lane, chunk = seat.lane, seat.chunk
             assert lane is not None
             lane.run(chunk, seat)
-            del lane, chunk  # an idle worker keeps no item alive
             if seat.lent_in:
                 seat.take_back()
+            with self.lock:
+                if seat.is_abandoned:
+                    return
+                self._leave_lane(seat)
+            # An idle worker keeps no item alive. What goes may run anything, and wait for other
+            # workers, so this one still counts as busy: nobody is to rely on it.
+            del lane, chunk
 
     def _await_job(self, seat: _Seat) -> bool:
         """Give a worker what is next, when there is something for it; False: it is to end."""
         while True:
             with self.lock:
-                if seat.is_abandoned:
-                    return False
-                if seat.lane is not None:
-                    self._leave_job(seat)
+                if seat.is_busy:
+                    self._end_job(seat)
                 if self._take_next(seat):
                     return True
                 if self._is_closed and not self._lines:
@@ -275,7 +280,7 @@ class ThreadBackend:
         for _ in range(len(lines)):
             lane = lines[0]
             if lane.waiting and self._may_run(lane):
-                seat.lane, seat.chunk = lane, lane.waiting.popleft()
+                seat.lane, seat.chunk, seat.is_busy = lane, lane.waiting.popleft(), True
                 self._busy += 1
                 lane.at_work += 1
             if lane.waiting:
@@ -298,12 +303,16 @@ class ThreadBackend:
         except WorkerStartError:  # who is at work will come to it
             return
 
-    def _leave_job(self, seat: _Seat) -> None:
-        """Count that a worker is through with a chunk; called with the lock."""
+    def _leave_lane(self, seat: _Seat) -> None:
+        """Count that a worker is through with a chunk of a lane; called with the lock."""
         assert seat.lane is not None
         seat.lane.at_work -= 1
-        self._busy -= 1
         seat.lane = seat.chunk = None
+
+    def _end_job(self, seat: _Seat) -> None:
+        """Count that a worker is ready for the next chunk; called with the lock."""
+        seat.is_busy = False
+        self._busy -= 1
 
     def seats_of(self, lane: ThreadLane) -> list[_Seat]:
         """Return the workers that run something of a lane."""
@@ -313,7 +322,8 @@ class ThreadBackend:
         """Leave a thread to itself, and start another if there is work; called with the lock."""
         seat.is_abandoned = True
         self._seats.remove(seat)
-        self._leave_job(seat)
+        self._leave_lane(seat)
+        self._end_job(seat)
         self._call_others()
 
     def _break(self, error: BaseException) -> None:
