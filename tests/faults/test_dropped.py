@@ -136,9 +136,11 @@ def test_a_callback_that_raises_anything_ends_no_worker(way: Way) -> None:
 
     with plait.Executor(1, **way.executor) as pool:
         for _ in range(3):
-            future: Any = pool.submit(abs, -1)
+            begin = plait.shared.Event()
+            future: Any = pool.submit(begin.wait)
             future.add_done_callback(callback)
             future.add_done_callback(lambda _: gate.set())
+            begin.set()
             assert gate.wait(30)
             gate.clear()
         assert pool.submit(abs, -2).result(30) == 2

@@ -184,26 +184,29 @@ class ThreadBackend:
         if idle > woken:
             self._bell.put(None)
         else:
-            self._start_worker()
+            self._start_worker(lane)
         return True
 
-    def _start_worker(self) -> None:
+    def _start_worker(self, lane: ThreadLane | CallLane) -> None:
+        """Start a worker with a chunk of a lane: it needs the lock for nothing before that."""
         self._count += 1
         seat = _Seat(f"thread-{self._count}")
         seat.thread = threading.Thread(
             target=self._serve, args=(seat,), name=f"plait-{seat.name}", daemon=True
         )
-        try:
-            with Shield(_nothing):  # a start that is interrupted leaves half a thread
-                seat.thread.start()
-                self._sit_down(seat)
-        except RuntimeError as error:  # no more threads, or the interpreter is shutting down
-            raise WorkerStartError(f"A thread could not be started: {error}") from error
-
-    def _sit_down(self, seat: _Seat) -> None:
-        """Count a worker; both it and its starter do that, as the latter may be interrupted."""
-        if seat not in self._seats:
+        with Shield(_nothing):  # a start that is interrupted leaves half a thread
+            chunk = self._take(seat, lane)
             self._seats.append(seat)
+            try:
+                seat.thread.start()
+            except RuntimeError as error:  # no more threads, or the interpreter is shutting down
+                self._seats.remove(seat)
+                self._leave_lane(seat)
+                self._end_job(seat)
+                lane.waiting.appendleft(chunk)
+                raise WorkerStartError(f"A thread could not be started: {error}") from error
+            if not lane.waiting:
+                self._lines.remove(lane)
 
     def drop(self, lane: ThreadLane) -> None:
         """Forget the chunks of a lane that wait."""
@@ -235,15 +238,13 @@ class ThreadBackend:
 
     def _serve(self, seat: _Seat) -> None:
         _here.seat = seat
-        with self.lock:
-            self._sit_down(seat)
         try:
             if self._initializer is not None:
                 self._initializer()
         except BaseException as error:  # noqa: BLE001  whatever it is, no worker can work
             self._break(error)
             return
-        while self._await_job(seat):
+        while seat.lane is not None or self._await_job(seat):
             lane, chunk = seat.lane, seat.chunk
             assert lane is not None
             lane.run(chunk, seat)
@@ -280,9 +281,7 @@ class ThreadBackend:
         for _ in range(len(lines)):
             lane = lines[0]
             if lane.waiting and self._may_run(lane):
-                seat.lane, seat.chunk, seat.is_busy = lane, lane.waiting.popleft(), True
-                self._busy += 1
-                lane.at_work += 1
+                self._take(seat, lane)
             if lane.waiting:
                 lines.rotate(-1)
             else:
@@ -292,6 +291,13 @@ class ThreadBackend:
                     self._call_others()
                 return True
         return False
+
+    def _take(self, seat: _Seat, lane: ThreadLane | CallLane) -> Any:
+        """Give a worker the next chunk of a lane, and return it; called with the lock."""
+        seat.lane, seat.chunk, seat.is_busy = lane, lane.waiting.popleft(), True
+        self._busy += 1
+        lane.at_work += 1
+        return seat.chunk
 
     def _call_others(self) -> None:
         """Call a worker for a lane that may have one more, if there is one."""
