@@ -251,7 +251,7 @@ class Array:
 circle = []
 circle.append(circle)
 deep = []
-for _ in range(10_000):
+for _ in range(200_000):
     deep = [deep]
 
 VALUES = {
@@ -557,7 +557,7 @@ MISTAKES = {
         f"math:sqrt --jsonl {'1' * 5000}",
         " is not JSON: Exceeds the limit (4300 digits)",
     ),
-    "deep item": (f"math:sqrt --jsonl {'[' * 50_000}", " is not JSON: it is nested too deeply."),
+    "deep item": (f"math:sqrt --jsonl {'[' * 130_000}", " is not JSON: it is nested too deeply."),
     "no file": ("math:sqrt --input nowhere.txt", "nowhere.txt cannot be read: No such file or dir"),
     "a directory": ("math:sqrt --input .", ". cannot be read: Is a directory."),
     "backend": ("math:sqrt 4 --backend ray", "backend='ray' is not allowed: backend must be one"),

@@ -14,7 +14,7 @@ from queue import SimpleQueue
 
 import pytest
 
-from plait import cli_sweep
+from plait import cli_shared, cli_sweep
 from tests.start import Program
 from tests.test_cli import COMMAND, ENVIRONMENT, plait_command, read_terminal
 
@@ -226,7 +226,7 @@ def test_the_main_thread_is_woken_until_it_has_heard(monkeypatch: pytest.MonkeyP
     attempts = SimpleQueue[tuple[int, int]]()
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     monkeypatch.setattr(signal, "pthread_kill", lambda *given: attempts.put(given))
-    ctrl_c = cli_sweep._CtrlC()
+    ctrl_c = cli_shared.CtrlC(cli_sweep._stop, "the end\n")
     ctrl_c.hear(signal.SIGURG)  # that is ours
     assert attempts.empty()
     ctrl_c.hear(signal.SIGINT)

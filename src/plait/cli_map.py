@@ -6,7 +6,6 @@ Used by cli.py. Results are JSON Lines on stdout, and nothing else ever is (see 
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
@@ -16,6 +15,7 @@ from plait.cli_items import Source, UsageError, load_function
 from plait.cli_shared import (
     FAILED,
     INTERRUPTED,
+    CtrlC,
     OutputError,
     exit_codes,
     hearing_signals,
@@ -32,8 +32,6 @@ from plait.options import OptionArgs, Options
 from plait.server_process import start_early
 
 if TYPE_CHECKING:
-    from types import FrameType
-
     from plait.outcome import Outcome
 
 __all__ = ["run_map"]
@@ -113,7 +111,6 @@ class _Mapping:
         self._stops_at_error = options["on_error"] == "raise"
         self._out = out
         self._printed = 0
-        self._is_interrupted = False
         self.hint: str | None = None  # for an item that the function took for a number
 
     @property
@@ -123,26 +120,25 @@ class _Mapping:
 
     def run(self) -> int:
         """Run the tasks, print their outcomes, and return the exit code for them."""
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # nohup ignores it
-            signal.signal(signal.SIGINT, self._interrupt)
+        self._ctrl_c = CtrlC(self._stop, "plait: ended now; what ran is lost\n")
         try:
-            with hearing_signals(lambda _: self._run.wake()), self._run:
+            with hearing_signals(self._hear), self._run:
                 for outcome in self._run:
                     self._print(outcome)
         except (UsageError, PlaitError):
             self._tell_failures()
             raise
         self._tell_failures()
-        if self._is_interrupted:
+        if self._ctrl_c.is_interrupted:
             say(f"plait: interrupted; outcomes done and printed: {self._printed}")
             return INTERRUPTED
         return FAILED if self.report.errors else 0
 
-    def _interrupt(self, signum: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        if self._is_interrupted:
-            shout("plait: ended now; what ran is lost\n")
-            os._exit(INTERRUPTED)  # raising would wait for the threads, which cannot be ended
-        self._is_interrupted = True
+    def _hear(self, signum: int) -> None:
+        self._ctrl_c.hear(signum)
+        self._run.wake()
+
+    def _stop(self) -> None:
         shout("plait: interrupted; what runs may finish, Ctrl-C again ends it\n")
         self._run.stop()
 

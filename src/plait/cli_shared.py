@@ -11,19 +11,24 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
-from typing import Any, BinaryIO, NoReturn
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
 from plait.bare import socketpair
 from plait.cli_items import UsageError
 from plait.errors import OptionError, PlaitError, UnknownOption
 from plait.wire_errors import traceback_text
 
+if TYPE_CHECKING:
+    from types import FrameType
+
 __all__ = [
     "FAILED",
     "INTERRUPTED",
     "USAGE",
+    "CtrlC",
     "OutputError",
     "exit_codes",
     "hearing_signals",
@@ -41,6 +46,7 @@ FAILED, USAGE, INTERRUPTED = 1, 2, 128 + signal.SIGINT
 CLOSED_PIPE = 128 + 13  # what a shell shows for a program that SIGPIPE ended
 END = b"\0"  # no signal has this number
 SHOW_CURSOR = "\x1b[?25h"  # a progress bar hides it
+FIRST_PAUSE_S, MOST_PAUSE_S = 0.005, 1.0  # between two tries to wake the main thread
 
 # --- Numbers -----------------------------------------------------------------------------
 
@@ -153,6 +159,54 @@ def shout(text: str) -> None:
 
 
 # --- Signals -----------------------------------------------------------------------------
+
+
+class CtrlC:
+    """Hears Ctrl-C: the first is handled by the main thread, the second ends the program.
+
+    Wherever the main thread is: it may be in a system call of a task, or wait for a thread that
+    runs a task, which cannot be ended but by ending all.
+    """
+
+    def __init__(self, on_first: Callable[[], object], last_words: str) -> None:
+        """Call ``on_first`` in the main thread, and say ``last_words`` before the end."""
+        self._on_first = on_first
+        self._last_words = last_words
+        self._has_heard = False
+        self.is_interrupted = False
+        # Not where nohup has it ignored.
+        self._is_ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        if self._is_ours:
+            signal.signal(signal.SIGINT, self._interrupt)
+            signal.signal(signal.SIGURG, lambda *_: None)  # it wakes the main thread, no more
+
+    def _interrupt(self, signum: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        if not self.is_interrupted:
+            self.is_interrupted = True
+            self._on_first()
+
+    def hear(self, signum: int) -> None:
+        """Take in a signal, in a thread of its own; see ``hearing_signals``."""
+        if signum != signal.SIGINT or not self._is_ours:
+            return
+        if self._has_heard:
+            shout(self._last_words)
+            os._exit(INTERRUPTED)  # raising would wait for the threads, which cannot be ended
+        self._has_heard = True
+        threading.Thread(target=self._wake, name="plait-wake", daemon=True).start()
+
+    def _wake(self) -> None:
+        """Have the main thread handle Ctrl-C, which it does when it does not sleep.
+
+        It was perhaps about to. Another signal wakes it, unless it is about to even now. (A SIGINT
+        would be taken for a second Ctrl-C, for which a pool does not put its books in order.)
+        """
+        main, pause_s = threading.main_thread().ident, FIRST_PAUSE_S
+        assert main is not None
+        while not self.is_interrupted:
+            signal.pthread_kill(main, signal.SIGURG)
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, MOST_PAUSE_S)
 
 
 @contextmanager

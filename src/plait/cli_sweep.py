@@ -6,17 +6,14 @@ Used by cli.py. The table is on stdout, or JSON in its place; all else is on std
 from __future__ import annotations
 
 import os
-import signal
 import sys
-import threading
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
 import plait
 from plait.cli_items import Source, UsageError, load_function
 from plait.cli_shared import (
-    INTERRUPTED,
+    CtrlC,
     OutputError,
     exit_codes,
     hearing_signals,
@@ -32,12 +29,8 @@ from plait.sweep_chart import check_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from types import FrameType
 
 __all__ = ["run_sweep"]
-
-FIRST_PAUSE_S, MOST_PAUSE_S = 0.005, 1.0
-"""Between two attempts to wake the main thread."""
 
 STDOUT = "-"
 
@@ -52,7 +45,11 @@ def run_sweep(typed: dict[str, Any]) -> int:
         "chunksize": read_number(typed["chunksize"]),
         "progress": _is_terminal() if progress is None else progress,
     }
-    with exit_codes(), take_stdout() as out, hearing_signals(_CtrlC().hear):
+    with (
+        exit_codes(),
+        take_stdout() as out,
+        hearing_signals(CtrlC(_stop, "plait: ended now\n").hear),
+    ):
         _check_files(plot, json)
         source = Source.of(typed)
         with source.open() as items:
@@ -61,47 +58,9 @@ def run_sweep(typed: dict[str, Any]) -> int:
         return 0
 
 
-class _CtrlC:
-    """Hears Ctrl-C: the first ends the sweep, the second all, wherever the main thread is.
-
-    It may wait for a thread that runs a task, which cannot be ended but by ending all.
-    """
-
-    def __init__(self) -> None:
-        self._has_heard = False
-        self._is_interrupted = False
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # nohup ignores it
-            signal.signal(signal.SIGINT, self._interrupt)
-            signal.signal(signal.SIGURG, lambda *_: None)  # it wakes the main thread, no more
-
-    def _interrupt(self, signum: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        if not self._is_interrupted:
-            self._is_interrupted = True
-            shout("plait: interrupted; threads finish what they run, Ctrl-C again ends it\n")
-            raise KeyboardInterrupt
-
-    def hear(self, signum: int) -> None:
-        """Take in a signal, in a thread of its own."""
-        if signum != signal.SIGINT:
-            return
-        if self._has_heard:
-            shout("plait: ended now\n")
-            os._exit(INTERRUPTED)
-        self._has_heard = True
-        threading.Thread(target=self._wake, name="plait-wake", daemon=True).start()
-
-    def _wake(self) -> None:
-        """Have the main thread handle Ctrl-C, which it does when it does not sleep.
-
-        It was perhaps about to. Another signal wakes it, unless it is about to even now. (A SIGINT
-        would be taken for a second Ctrl-C, for which a pool does not put its books in order.)
-        """
-        main, pause_s = threading.main_thread().ident, FIRST_PAUSE_S
-        assert main is not None
-        while not self._is_interrupted:
-            signal.pthread_kill(main, signal.SIGURG)
-            time.sleep(pause_s)
-            pause_s = min(2 * pause_s, MOST_PAUSE_S)
+def _stop() -> NoReturn:
+    shout("plait: interrupted; threads finish what they run, Ctrl-C again ends it\n")
+    raise KeyboardInterrupt
 
 
 def _listed(numbers: Any) -> tuple[Any, ...]:
