@@ -40,6 +40,7 @@ LAYERS = (
     "squeeze",
     "limits",
     "shield",
+    "endings",
     "blas",
     "inputs",
     "segments",

@@ -132,6 +132,7 @@ class Executor(concurrent.futures.Executor):
         self._checked: Callable[[], object] = _nothing
         self._maps: set[threading.Thread] = set()
         self._is_shut_down = False
+        self._lock = threading.RLock()  # guards these two; a signal handler may shut down, too
         self._dropped = weakref.finalize(self, _let_go, self._desk)
         self._dropped.atexit = False  # there is _shut_down_all for that
         _open.add(self)
@@ -198,12 +199,16 @@ class Executor(concurrent.futures.Executor):
                     values.put((value, None))
             except BaseException as error:  # noqa: BLE001  raised where the values are read
                 values.put((None, error))
-            self._maps.discard(threading.current_thread())
+            with self._lock:
+                self._maps.discard(threading.current_thread())
 
         run = copy_context().run  # serial tasks run there
         thread = threading.Thread(target=run, args=(feed,), name="plait-executor-map", daemon=True)
-        self._maps.add(thread)
-        thread.start()
+        with self._lock:
+            if self._is_shut_down:
+                raise closed_error()
+            thread.start()
+            self._maps.add(thread)
         return _read(values, len(items), timeout, made.cancel, self._desk.check_wait)
 
     # --- shutdown ----------------------------------------------------------------------
@@ -216,8 +221,10 @@ class Executor(concurrent.futures.Executor):
             cancel_futures: cancel what has not started.
         """
         self._dropped.detach()
-        is_first, self._is_shut_down = not self._is_shut_down, True
-        threads = [*list(self._maps), *self._desk.close(cancel_futures=cancel_futures)]
+        with self._lock:
+            is_first, self._is_shut_down = not self._is_shut_down, True
+            maps = list(self._maps)
+        threads = [*maps, *self._desk.close(cancel_futures=cancel_futures)]
         if wait:
             self._close(threads)
         elif is_first:
@@ -235,6 +242,7 @@ class Executor(concurrent.futures.Executor):
         """In a forked child: workers and futures are the parent's."""
         self._dropped.detach()
         self._maps = set()
+        self._lock = threading.RLock()  # another thread may have held it
         self._is_shut_down = True
         self._desk.abandon()
         self._backend.abandon()

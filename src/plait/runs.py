@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import ExitStack, closing, suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from inspect import GEN_CLOSED, getgeneratorstate, signature
 from queue import Empty, SimpleQueue
@@ -22,6 +22,7 @@ from plait.audit import Audit
 from plait.backends.contract import Setting
 from plait.beside import Beside
 from plait.choice import Question, decide, is_coroutine, look_ahead
+from plait.endings import Ending, end_later, is_collecting
 from plait.errors import PoolGivenUp, RunTimeout, TaskError, WorkerStartError
 from plait.feed import Feed, Room
 from plait.foreign import attempt
@@ -129,7 +130,7 @@ class Run:
         self._is_cancelled = False
         self._show: Show | None = None
         self._started = start.before[0] if start else 0.0  # else it has not begun
-        self._stack = ExitStack()  # what is to be done at the end
+        self._stack = Ending()  # what is to be done at the end
         self._has_begun = False
         self._explains = False  # nothing but the sample is run
         self._probe: Probe | None = None
@@ -186,8 +187,14 @@ class Run:
                 with suppress(ValueError):
                     generator.close()
         if getgeneratorstate(self._stretches) == GEN_CLOSED:  # or it never began
-            self._end_beside()
-            self._stack.close()
+            if is_collecting():
+                end_later(self._end)
+            else:
+                self._end()
+
+    def _end(self) -> None:
+        self._end_beside()
+        self._stack.close()
 
     def stop(self) -> None:
         """Start nothing new, no further try either; what runs goes on, and its outcomes come.
@@ -355,7 +362,7 @@ class Run:
         """Do what remains: by the plan, and if another turns out to be better, by that."""
         self._begin()
         while self._has_more():
-            with ExitStack() as stack:
+            with Ending() as stack:
                 try:
                     yield from self._work(self._open(stack))
                 except WorkerStartError as error:
@@ -399,7 +406,7 @@ class Run:
         if plan.facts is not None and costs.are_due(monotonic() - self._started):
             costs.keep(costs.measure(backend))
 
-    def _open(self, stack: ExitStack) -> Room:
+    def _open(self, stack: Ending) -> Room:
         plan = self.plan
         assert plan is not None
         left = {earlier.backend for earlier in self.report.earlier_plans}

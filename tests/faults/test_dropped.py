@@ -6,7 +6,7 @@ import gc
 import subprocess
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import wait
 from typing import Any
 
@@ -144,3 +144,114 @@ def test_a_callback_that_raises_anything_ends_no_worker(way: Way) -> None:
             assert gate.wait(30)
             gate.clear()
         assert pool.submit(abs, -2).result(30) == 2
+
+
+# --- Runs ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_collection() -> Iterator[None]:
+    """Leave it to the test when the garbage collector comes."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_collection")
+@pytest.mark.parametrize("make", [plait.imap, plait.run])
+def test_a_task_may_be_the_one_in_which_its_own_run_is_collected(make: Callable[..., Any]) -> None:
+    begun, dropped, collected = threading.Event(), threading.Event(), threading.Event()
+
+    def task(n: int) -> int:
+        if n:
+            begun.set()
+            dropped.wait(30)
+            gc.collect()
+            collected.set()
+        return n
+
+    circle: list[Any] = [iter(make(task, range(2), backend="threads", max_workers=2, chunksize=1))]
+    circle.append(circle)
+    next(circle[0])
+    assert begun.wait(30)
+    del circle
+    dropped.set()
+    assert collected.wait(10), "the collector waits for the task in which it is at work"
+
+
+@pytest.mark.usefixtures("no_collection")
+def test_a_run_may_be_collected_by_a_thread_whose_lock_a_task_of_it_needs() -> None:
+    begun, over, lock = threading.Event(), threading.Event(), threading.Lock()
+
+    def task(n: int) -> int:
+        if n:
+            begun.set()
+            with lock:
+                over.set()
+        return n
+
+    def collect() -> None:
+        circle: list[Any] = [plait.imap(task, range(2), backend="threads", max_workers=2)]
+        circle.append(circle)
+        with lock:
+            next(circle[0])
+            assert begun.wait(30)
+            del circle
+            gc.collect()
+
+    collector = threading.Thread(target=collect, daemon=True)
+    collector.start()
+    assert over.wait(10), "the collector waits for a task that waits for its thread"
+    collector.join(30)
+
+
+@pytest.mark.usefixtures("no_collection")
+def test_a_run_that_was_collected_starts_no_more_tasks_and_gives_its_pool_back() -> None:
+    begun, release = threading.Event(), threading.Event()
+    started = []
+
+    def task(n: int) -> int:
+        started.append(n)
+        if n:
+            begun.set()
+            release.wait(30)
+        return n
+
+    options: Any = {"backend": "threads", "max_workers": 2, "initializer": int}  # of its own
+    before = set(threading.enumerate())
+    circle: list[Any] = [plait.imap(task, range(9), chunksize=1, **options)]
+    circle.append(circle)
+    assert next(circle[0]) == 0
+    assert begun.wait(30)
+    del circle
+    gc.collect()
+    release.set()
+    for thread in set(threading.enumerate()) - before:
+        if thread.name.startswith(("plait-thread", "plait-ending")):
+            thread.join(30)
+            assert not thread.is_alive(), thread.name
+    assert started == [0, 1]
+
+
+def test_a_shutdown_waits_for_a_map_that_is_being_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    errors: list[BaseException] = []
+
+    def shut_down() -> None:
+        try:
+            pool.shutdown()
+        except BaseException as error:
+            errors.append(error)
+
+    class SlowStart(threading.Thread):
+        def start(self) -> None:
+            if self.name == "plait-executor-map":
+                other.start()
+                other.join(0.2)  # it is to wait for us
+            super().start()
+
+    pool = plait.Executor(1)
+    other = threading.Thread(target=shut_down)
+    monkeypatch.setattr(threading, "Thread", SlowStart)
+    assert list(pool.map(abs, [-1, -2])) == [1, 2]
+    other.join(30)
+    assert errors == []

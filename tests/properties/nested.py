@@ -16,7 +16,6 @@ import faulthandler
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from contextvars import copy_context
 from dataclasses import dataclass
 from itertools import islice
@@ -110,10 +109,13 @@ def below(node: Node, base: int, pools: dict[int, plait.Executor]) -> list[int |
     if not node.are_at_once:
         return [done(one, base, pools) for one in node.below]
     values: list[Any] = [None] * len(node.below)
+    errors: list[BaseException] = []
 
     def work(place: int, one: Node) -> None:
-        with suppress(plait.PoolClosed):  # nobody waits for this any more: a sibling has failed
+        try:
             values[place] = done(one, base, pools)
+        except BaseException as error:
+            errors.append(error)
 
     # As asyncio.to_thread: with the context, by which an executor knows the helpers of its tasks.
     # (That of a bare thread is empty; maps do not need it.)
@@ -125,6 +127,10 @@ def below(node: Node, base: int, pools: dict[int, plait.Executor]) -> list[int |
         thread.start()
     for thread in threads:
         thread.join()
+    # Where a sibling of this task has failed, the program may be over, and its executors closed:
+    # then this error is nobody's. In any other case it comes out of the program.
+    if errors:
+        raise errors[0]
     return values
 
 
