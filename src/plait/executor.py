@@ -35,6 +35,7 @@ from plait.paced import PacedDesk
 from plait.plans import choose
 from plait.preload import check_preload
 from plait.server_process import start_early
+from plait.shield import Shield
 from plait.throttle import Pace
 
 if TYPE_CHECKING:
@@ -202,8 +203,15 @@ class Executor(concurrent.futures.Executor):
 
         run = copy_context().run  # serial tasks run there
         thread = threading.Thread(target=run, args=(feed,), name="plait-executor-map", daemon=True)
-        self._maps.add(thread)
-        thread.start()
+        try:
+            with Shield():  # a start that is interrupted leaves half a thread
+                self._maps.add(thread)
+                thread.start()
+        except BaseException:  # no more threads, or an exception from outside: nobody will read
+            made.cancel()
+            if not thread.is_alive():
+                self._maps.discard(thread)
+            raise
         return _read(values, len(items), timeout, made.cancel, self._desk.check_wait)
 
     # --- shutdown ----------------------------------------------------------------------

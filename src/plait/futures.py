@@ -287,10 +287,6 @@ def _call_back(fn: Callable[[Future[Any]], object], future: Future[Any]) -> None
         logger.exception("exception calling callback for %r", future)
 
 
-def _nothing() -> None:
-    pass
-
-
 def _is_on_loop() -> bool:
     """Whether the calling thread runs an event loop."""
     events = sys.modules.get("asyncio.events")  # maybe amid its import, in another thread
@@ -345,7 +341,7 @@ class LaneDesk:
             fn, args, kwargs = task
             context = copy_context() if self._threads is None else _context_in(self._threads)
             task = (context.run, (fn, *args), kwargs)
-        with Shield(_nothing), self._lock:
+        with Shield(), self._lock:
             if self._is_closed:
                 raise closed_error()
             self._waiting.append((future, task))

@@ -24,6 +24,10 @@ NAMES = ("INT", "ALRM", "TERM", "USR1", "USR2", "HUP", "QUIT", "CHLD", "VTALRM",
 SIGNALS = tuple(getattr(signal, f"SIG{name}") for name in NAMES if hasattr(signal, f"SIG{name}"))
 
 
+def _nothing() -> None:
+    """Leave a block that is over soon to itself."""
+
+
 class Shield:
     """A ``with`` block in which signal handlers wait until the block has ended.
 
@@ -35,7 +39,7 @@ class Shield:
     is_hit = False
     _is_up = False  # on the class: whether there is one already, in the main thread
 
-    def __init__(self, on_hit: Callable[[], object]) -> None:
+    def __init__(self, on_hit: Callable[[], object] = _nothing) -> None:
         self._on_hit = on_hit
         self._handlers: list[tuple[int, Any]] = []  # those of the program
         self._hits: list[tuple[int, FrameType | None]] = []

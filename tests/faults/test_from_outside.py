@@ -5,6 +5,7 @@ What had finished is not lost, other calls on the same pool go on, and so does t
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 import random
@@ -179,6 +180,50 @@ def test_what_was_being_unpickled_is_not_lost(process_way: Way) -> None:
         plait.map(Odd, range(4), chunksize=4, max_workers=1, **process_way.options)
     outcomes = caught.value.plait_run.outcomes  # type: ignore[attr-defined]
     assert [outcome.value.n for outcome in outcomes] == [0, 1, 2, 3]
+
+
+class Ringing:
+    """A signal comes while it is pickled, the first times."""
+
+    def __init__(self, times: int) -> None:
+        self.times = times
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        self.times -= 1
+        if self.times >= 0:
+            signal.raise_signal(SIGUSR1)
+        return Ringing, (0,)
+
+
+class AlarmLikePickle(AttributeError):
+    """Of the kind that pickle raises where cloudpickle may do better."""
+
+
+class Handler:
+    def __call__(self, *_: object) -> None:
+        raise Alarm
+
+
+def raise_like_pickle(*_: object) -> None:
+    raise AlarmLikePickle
+
+
+@pytest.mark.parametrize(
+    ("ring", "times", "error"),
+    [
+        (raise_alarm, 9, Alarm),
+        (functools.partial(raise_alarm), 9, Alarm),
+        (Handler(), 9, Alarm),
+        (raise_like_pickle, 1, AlarmLikePickle),
+    ],
+)
+def test_it_strikes_while_an_item_is_pickled(
+    ring: Callable[..., None], times: int, error: type[Exception]
+) -> None:
+    """It is no fault of the item, whatever the handler is, and however often it comes."""
+    signal.signal(SIGUSR1, ring)
+    with pytest.raises(error):
+        plait.map(repr, [Ringing(times)], backend="processes", max_workers=1)
 
 
 def strike(is_over: threading.Event, after_s: float) -> None:
