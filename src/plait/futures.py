@@ -26,6 +26,7 @@ from plait.backends.threads import ThreadBackend
 from plait.chunks import BRIEF_S
 from plait.clocks import monotonic
 from plait.errors import PlaitError, PoolClosed
+from plait.foreign import is_from_outside
 from plait.outcome import Call, Chunk, Finished
 from plait.running import inside
 from plait.shield import Shield
@@ -377,12 +378,11 @@ class LaneDesk:
             if self._lane is None:
                 self._lane = self._backend.open_lane(Call(invoke, "task"), self._setting)
             self._lane.submit(Chunk(index, [task], brief=is_brief))
-        except PlaitError as error:  # there are no workers
+        except BaseException as error:
             del self._futures[index]
-            return [(future, error)]
-        except BaseException:  # Ctrl-C amid the packing of an argument
-            del self._futures[index]
-            raise
+            if not isinstance(error, PlaitError) or is_from_outside(error):
+                raise
+            return [(future, error)]  # there are no workers
         return []
 
     # --- Out -----------------------------------------------------------------------------
@@ -461,6 +461,8 @@ class LaneDesk:
             else:
                 finished = lane.wait_outcomes(timeout)
         except PlaitError as error:  # no workers any more: every future is told
+            if is_from_outside(error):
+                raise
             self._fail_all(error)
             return False
         try:
