@@ -349,7 +349,10 @@ class ProcessBackend:
         def is_idle() -> bool:
             return not any(worker.may_run(job) for worker, job in self._jobs_of(lane))
 
-        for worker, job in self._jobs_of(lane):
+        jobs = self._jobs_of(lane)
+        if not jobs:  # as most often
+            return
+        for worker, job in jobs:
             worker.page.cancel(job.seq)
         self._await_end(is_idle, lane.arrived, grace_s)
         for _ in range(MOST_TRIES):
