@@ -63,6 +63,13 @@ def test_a_chunk_is_brief_if_it_is_over_in_milliseconds() -> None:
     assert not sizer.next(None).brief
 
 
+def test_a_chunk_that_ended_without_results_tells_nothing() -> None:
+    sizer = ChunkSizer("auto", workers=2, task_s=0.001, measured=5)
+    before = sizer.next(1000)
+    sizer.learn(0, 0.0)
+    assert sizer.next(1000) == before
+
+
 def test_a_loop_takes_all_that_is_left_when_some_tasks_are_known() -> None:
     """What nobody else is to have is not cut: to join results takes time."""
     sizer = ChunkSizer("auto", 1, takes_all=True)

@@ -66,7 +66,9 @@ class ChunkSizer:
         self.task_s = task_s
 
     def learn(self, tasks: int, seconds: float) -> None:
-        """Take in the time of finished tasks."""
+        """Take in the time of finished tasks; a chunk that was cancelled has none."""
+        if not tasks:
+            return
         mean = seconds / tasks
         self._measured = max(self._measured, tasks)
         self.task_s = mean if self.task_s is None else MEMORY * self.task_s + (1 - MEMORY) * mean

@@ -35,6 +35,7 @@ from plait.paced import PacedDesk
 from plait.plans import choose
 from plait.preload import check_preload
 from plait.server_process import start_early
+from plait.shield import Shield
 from plait.throttle import Pace
 
 if TYPE_CHECKING:
@@ -117,25 +118,27 @@ class Executor(concurrent.futures.Executor):
             start_early()  # while what it needs here is loaded
         plan = choose(self.options, Facts(cpu_count()))
         self.options = replace(self.options, max_workers=plan.max_workers)
-        self._backend = open_backend(plan.backend, plan.max_workers, self.options)
-        setting = Setting(Limits.of(self.options))
-        self._desk: Desk
-        if isinstance(self._backend, ThreadBackend) and not setting.limits.are_set:
-            self._desk = CallDesk(self._backend)
-        else:
-            self._desk = LaneDesk(self._backend, setting)
-        self.pace = None
-        if rate is not None:
-            self.pace = Pace(*self.options.starts_in_s)
-            self._desk = PacedDesk(self._desk, self._backend, self.pace)
         # The last function that was found to be right; it is not to be kept alive for that.
         self._checked: Callable[[], object] = _nothing
         self._maps: set[threading.Thread] = set()
         self._is_shut_down = False
         self._lock = threading.RLock()  # guards these two; a signal handler may shut down, too
-        self._dropped = weakref.finalize(self, _let_go, self._desk)
-        self._dropped.atexit = False  # there is _shut_down_all for that
-        _open.add(self)
+        self.pace = None if rate is None else Pace(*self.options.starts_in_s)
+        with Shield():  # a pool that nobody knows of would never be closed
+            self._backend = open_backend(plan.backend, plan.max_workers, self.options)
+            self._desk = self._open_desk(self._backend)
+            self._dropped = weakref.finalize(self, _let_go, self._desk)
+            self._dropped.atexit = False  # there is _shut_down_all for that
+            _open.add(self)
+
+    def _open_desk(self, backend: Backend) -> Desk:
+        setting = Setting(Limits.of(self.options))
+        desk: Desk
+        if isinstance(backend, ThreadBackend) and not setting.limits.are_set:
+            desk = CallDesk(backend)
+        else:
+            desk = LaneDesk(backend, setting)
+        return desk if self.pace is None else PacedDesk(desk, backend, self.pace)
 
     # --- submit ------------------------------------------------------------------------
 
@@ -204,11 +207,16 @@ class Executor(concurrent.futures.Executor):
 
         run = copy_context().run  # serial tasks run there
         thread = threading.Thread(target=run, args=(feed,), name="plait-executor-map", daemon=True)
-        with self._lock:
-            if self._is_shut_down:
-                raise closed_error()
-            thread.start()
-            self._maps.add(thread)
+        try:
+            # A start that is interrupted leaves half a thread.
+            with self._lock, Shield():
+                if self._is_shut_down:
+                    raise closed_error()
+                thread.start()
+                self._maps.add(thread)
+        except BaseException:  # no more threads, or an exception from outside: nobody will read
+            made.cancel()
+            raise
         return _read(values, len(items), timeout, made.cancel, self._desk.check_wait)
 
     # --- shutdown ----------------------------------------------------------------------

@@ -8,6 +8,7 @@ kinds show in the traceback. The others do not come again when the call is repea
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from plait.bare import signal
@@ -145,6 +146,12 @@ def _handler_codes() -> Iterator[CodeType]:
             handler: Any = signal.getsignal(signum)
         except (OSError, ValueError):  # not every number is that of a signal
             continue
-        code = getattr(getattr(handler, "__func__", handler), "__code__", None)
+        if not callable(handler):
+            continue
+        while isinstance(handler, partial):
+            handler = handler.func
+        if not hasattr(handler, "__code__"):  # an object that can be called, unless it is C's
+            handler = type(handler).__call__
+        code = getattr(handler, "__code__", None)
         if code is not None:
             yield code

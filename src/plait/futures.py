@@ -26,6 +26,7 @@ from plait.backends.threads import ThreadBackend
 from plait.chunks import BRIEF_S
 from plait.clocks import monotonic
 from plait.errors import PlaitError, PoolClosed
+from plait.foreign import is_from_outside
 from plait.outcome import Call, Chunk, Finished
 from plait.running import inside
 from plait.shield import Shield
@@ -287,10 +288,6 @@ def _call_back(fn: Callable[[Future[Any]], object], future: Future[Any]) -> None
         logger.exception("exception calling callback for %r", future)
 
 
-def _nothing() -> None:
-    pass
-
-
 def _is_on_loop() -> bool:
     """Whether the calling thread runs an event loop."""
     events = sys.modules.get("asyncio.events")  # maybe amid its import, in another thread
@@ -345,7 +342,7 @@ class LaneDesk:
             fn, args, kwargs = task
             context = copy_context() if self._threads is None else _context_in(self._threads)
             task = (context.run, (fn, *args), kwargs)
-        with Shield(_nothing), self._lock:
+        with Shield(), self._lock:
             if self._is_closed:
                 raise closed_error()
             self._waiting.append((future, task))
@@ -381,12 +378,11 @@ class LaneDesk:
             if self._lane is None:
                 self._lane = self._backend.open_lane(Call(invoke, "task"), self._setting)
             self._lane.submit(Chunk(index, [task], brief=is_brief))
-        except PlaitError as error:  # there are no workers
+        except BaseException as error:
             del self._futures[index]
-            return [(future, error)]
-        except BaseException:  # Ctrl-C amid the packing of an argument
-            del self._futures[index]
-            raise
+            if not isinstance(error, PlaitError) or is_from_outside(error):
+                raise
+            return [(future, error)]  # there are no workers
         return []
 
     # --- Out -----------------------------------------------------------------------------
@@ -465,6 +461,8 @@ class LaneDesk:
             else:
                 finished = lane.wait_outcomes(timeout)
         except PlaitError as error:  # no workers any more: every future is told
+            if is_from_outside(error):
+                raise
             self._fail_all(error)
             return False
         try:

@@ -26,6 +26,7 @@ from plait.errors import PlaitError, WorkerStartError
 from plait.host import cpu_count, monotonic
 from plait.outcome import Call, Chunk
 from plait.sentinel import wait_gone
+from plait.shield import Shield
 
 if TYPE_CHECKING:
     from plait.backends.contract import Backend, Lane
@@ -119,7 +120,8 @@ class _Pools:
         is_alike = warm.key == key and warm.preload >= preload
         return is_alike and warm.is_kept and warm.backend.is_usable
 
-    def release(self, backend: Backend, *, keep: bool) -> None:
+    def release(self, backend: Backend, *, keep: bool) -> bool:
+        """Give a pool back; False: nobody uses it any more, and it is to be closed."""
         with self.lock:
             warm = next((warm for warm in self.warm if warm.backend is backend), None)
             if warm is not None:
@@ -127,9 +129,9 @@ class _Pools:
                 warm.idle_since = monotonic()
                 warm.is_kept &= keep and backend.is_usable
                 if warm.is_kept or warm.users:
-                    return
+                    return True
                 self.warm.remove(warm)
-        backend.close()
+        return False
 
     def _has_janitor(self) -> bool:
         """Have idle pools closed later; False if the system allows no further thread."""
@@ -223,9 +225,11 @@ def close_idle() -> None:
 @contextmanager
 def leased(plan: Plan, options: Options, max_workers: int) -> Iterator[Backend]:
     """Give a pool for a plan with room for so many workers, a warm one if there is one."""
-    backend = _pools.lease(plan, options, max_workers)
+    backend = None
     is_sound = False
     try:
+        with Shield():  # a pool that nobody knows of would never be closed
+            backend = _pools.lease(plan, options, max_workers)
         yield backend
         is_sound = True
     except (PlaitError, GeneratorExit):
@@ -233,8 +237,19 @@ def leased(plan: Plan, options: Options, max_workers: int) -> Iterator[Backend]:
         raise
     finally:
         # What else comes out here came from outside (Ctrl-C, another signal handler's exception)
-        # and may have struck anywhere: a pool that was in use then is not used again.
-        _pools.release(backend, keep=is_sound)
+        # and may have struck anywhere: only a pool that knows itself to be whole is used again.
+        if backend is not None:
+            _give_back(backend, keep=is_sound or getattr(backend, "is_whole", False))
+
+
+def _give_back(backend: Backend, *, keep: bool) -> None:
+    is_kept = True
+    try:
+        with Shield():
+            is_kept = _pools.release(backend, keep=keep)
+    finally:
+        if not is_kept:
+            backend.close()
 
 
 def is_warm(backend: str) -> bool:

@@ -24,6 +24,14 @@ NAMES = ("INT", "ALRM", "TERM", "USR1", "USR2", "HUP", "QUIT", "CHLD", "VTALRM",
 SIGNALS = tuple(getattr(signal, f"SIG{name}") for name in NAMES if hasattr(signal, f"SIG{name}"))
 
 
+def _nothing() -> None:
+    """Leave a block that is over soon to itself."""
+
+
+# The one that is up, in the main thread: blocks within its block need none of their own.
+_up: list[Shield] = []
+
+
 class Shield:
     """A ``with`` block in which signal handlers wait until the block has ended.
 
@@ -33,29 +41,36 @@ class Shield:
     """
 
     is_hit = False
-    _is_up = False  # on the class: whether there is one already, in the main thread
+    # On the class: the handlers that were found last, and those of them that can be held back.
+    # Most often they are still the same, and this is on the way of every message.
+    _found: tuple[Any, ...] = ()
+    _known: tuple[tuple[int, Any], ...] = ()
 
-    def __init__(self, on_hit: Callable[[], object]) -> None:
+    _handlers: tuple[tuple[int, Any], ...] = ()  # those of the program
+    _hits: tuple[tuple[int, FrameType | None], ...] = ()
+
+    def __init__(self, on_hit: Callable[[], object] = _nothing) -> None:
         self._on_hit = on_hit
-        self._handlers: list[tuple[int, Any]] = []  # those of the program
-        self._hits: list[tuple[int, FrameType | None]] = []
 
     def __enter__(self) -> Self:
-        if not Shield._is_up and current_thread() is main_thread():
+        if not _up and current_thread() is main_thread():
+            found = tuple(map(getsignal, SIGNALS))
+            if found != Shield._found:
+                # The others are ignored, or not Python's business.
+                pairs = zip(SIGNALS, found, strict=True)
+                Shield._known = tuple((number, one) for number, one in pairs if callable(one))
+                Shield._found = found
+            self._handlers = Shield._known
+            hit = self._hit
             try:
-                self._put_up()
+                if self._handlers:
+                    _up.append(self)
+                for number, _ in self._handlers:
+                    set_handler(number, hit)
             except BaseException:  # of a handler that is not held back yet
                 self._take_down()
                 raise
         return self
-
-    def _put_up(self) -> None:
-        for number in SIGNALS:
-            handler = getsignal(number)
-            if callable(handler):  # else it is ignored, or not Python's business
-                Shield._is_up = True
-                self._handlers.append((number, handler))
-                set_handler(number, self._hit)
 
     def _take_down(self) -> None:
         """Give the handlers back; one that is back may raise before the others are."""
@@ -66,9 +81,10 @@ class Shield:
             raise
 
     def _give_back(self) -> None:
-        Shield._is_up = False
+        _up.clear()
+        hit = self._hit
         for number, handler in self._handlers:
-            if getsignal(number) == self._hit:  # else the block has set another one
+            if getsignal(number) == hit:  # else the block has set another one
                 set_handler(number, handler)
 
     def _hit(self, number: int, frame: FrameType | None) -> None:
@@ -77,7 +93,7 @@ class Shield:
         if is_second:
             dict(self._handlers)[SIGINT](number, frame)
         else:
-            self._hits.append((number, frame))
+            self._hits += ((number, frame),)
         self._on_hit()
 
     def __exit__(
@@ -93,7 +109,7 @@ class Shield:
         finally:
             if self._hits:
                 # They would keep all alive that their frames know.
-                hits, self._hits = self._hits, []
+                hits, self._hits = self._hits, ()
                 handlers = dict(self._handlers)
                 _call([(handlers[number], number, frame) for number, frame in hits])
 

@@ -20,7 +20,7 @@ from functools import lru_cache, partial
 from typing import Any, ClassVar
 
 from plait.errors import NotPicklable
-from plait.foreign import attempt, settle, text_of
+from plait.foreign import attempt, is_from_outside, settle, text_of
 from plait.outcome import short
 from plait.segments import SEGMENT_BYTES, Segment, SegmentView
 from plait.variables import MAIN_MODULES, reduce_variable
@@ -75,7 +75,9 @@ def pack(obj: object, what: str = "object") -> Packed:
     has_bulk = _has_bulk(obj)
     try:
         packed = _dump_with_bulk(pickle.Pickler, obj) if has_bulk else _dump(pickle.dumps, obj)
-    except CANNOT:  # cloudpickle may do better
+    except CANNOT as error:  # cloudpickle may do better
+        if is_from_outside(error):
+            raise
         packed = None
     except BaseException as error:  # noqa: BLE001  the object's own, or it is raised again
         packed = settle(error, _dump, pickle.dumps, obj)[0]

@@ -5,6 +5,7 @@ What had finished is not lost, other calls on the same pool go on, and so does t
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 import random
@@ -17,7 +18,7 @@ from typing import Any
 import pytest
 
 import plait
-from plait.backends import dispatcher, process_lane, processes
+from plait.backends import dispatcher, process_lane, processes, turns
 from tests.conftest import Way
 
 pytestmark = [pytest.mark.usefixtures("clean"), pytest.mark.timeout(60)]
@@ -36,15 +37,17 @@ def raise_alarm(*_: object) -> None:
 
 
 SIGUSR1 = signal.SIGUSR1
+SIGRTMIN = signal.SIGRTMIN  # which no Shield holds back
 
 
 @pytest.fixture(autouse=True)
 def handler() -> Iterator[None]:
-    before = signal.signal(SIGUSR1, raise_alarm)
+    before = {number: signal.signal(number, raise_alarm) for number in (SIGUSR1, SIGRTMIN)}
     armed[0] = True
     yield
     armed[0] = False
-    signal.signal(SIGUSR1, before)
+    for number, one in before.items():
+        signal.signal(number, one)
 
 
 @pytest.fixture(autouse=True)
@@ -87,6 +90,16 @@ def test_it_strikes_while_the_pool_is_waited_for(process_way: Way) -> None:
     assert before & after  # one of them was ended
 
 
+def test_one_that_no_shield_holds_back_strikes_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    options: dict[str, Any] = {"max_workers": 2, "chunksize": 2, "backend": "processes"}
+    before = set(plait.map(pid_of, range(20), **options))
+    with monkeypatch.context() as patch:
+        strike_in(turns.Turns, "_select", SIGRTMIN, patch, after=False)
+        with pytest.raises(Alarm):
+            map_again_and_again(options)
+    assert set(plait.map(pid_of, range(20), **options)) & before
+
+
 STEPS: list[tuple[Any, str]] = [
     (dispatcher.Dispatcher, "take"),
     (dispatcher.Dispatcher, "sort"),
@@ -100,7 +113,9 @@ STEPS: list[tuple[Any, str]] = [
 ]
 
 
-def strike_in(cls: Any, name: str, monkeypatch: pytest.MonkeyPatch, *, after: bool) -> list[str]:
+def strike_in(
+    cls: Any, name: str, number: int, monkeypatch: pytest.MonkeyPatch, *, after: bool
+) -> list[str]:
     """Have a signal come at the second call of a method in the main thread."""
     method: Callable[..., Any] = getattr(cls, name)
     calls: list[str] = []
@@ -110,10 +125,10 @@ def strike_in(cls: Any, name: str, monkeypatch: pytest.MonkeyPatch, *, after: bo
         calls.extend([name] * is_main)
         is_due = is_main and len(calls) == 2
         if is_due and not after:
-            signal.raise_signal(SIGUSR1)
+            signal.raise_signal(number)
         value = method(*args, **kwargs)
         if is_due:
-            signal.raise_signal(SIGUSR1)
+            signal.raise_signal(number)
         return value
 
     monkeypatch.setattr(cls, name, struck)
@@ -125,8 +140,11 @@ def map_again_and_again(options: dict[str, Any]) -> None:
         plait.map(listed, range(40), **options)
 
 
+@pytest.mark.parametrize("number", [SIGUSR1, SIGRTMIN])
 @pytest.mark.parametrize("after", [False, True])
-def test_it_strikes_amid_the_books(after: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_strikes_amid_the_books(
+    after: bool, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Another thread maps on the same pool all the time, and all of its results are right."""
     options: dict[str, Any] = {"max_workers": 2, "chunksize": 2, "backend": "processes"}
     results: list[Any] = []
@@ -142,7 +160,7 @@ def test_it_strikes_amid_the_books(after: bool, monkeypatch: pytest.MonkeyPatch)
     try:
         for cls, name in STEPS:
             with monkeypatch.context() as patch:
-                calls = strike_in(cls, name, patch, after=after)
+                calls = strike_in(cls, name, number, patch, after=after)
                 with pytest.raises(Alarm) as caught:
                     map_again_and_again(options)
             assert len(calls) >= 2
@@ -179,6 +197,73 @@ def test_what_was_being_unpickled_is_not_lost(process_way: Way) -> None:
         plait.map(Odd, range(4), chunksize=4, max_workers=1, **process_way.options)
     outcomes = caught.value.plait_run.outcomes  # type: ignore[attr-defined]
     assert [outcome.value.n for outcome in outcomes] == [0, 1, 2, 3]
+
+
+class Ringing:
+    """A signal comes while it is pickled, the first times."""
+
+    def __init__(self, times: int) -> None:
+        self.times = times
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        self.times -= 1
+        if self.times >= 0:
+            signal.raise_signal(SIGUSR1)
+        return Ringing, (0,)
+
+
+class AlarmLikePickle(AttributeError):
+    """Of the kind that pickle raises where cloudpickle may do better."""
+
+
+class Handler:
+    def __call__(self, *_: object) -> None:
+        raise Alarm
+
+
+def raise_like_pickle(*_: object) -> None:
+    raise AlarmLikePickle
+
+
+@pytest.mark.parametrize(
+    ("ring", "times", "error"),
+    [
+        (raise_alarm, 9, Alarm),
+        (functools.partial(raise_alarm), 9, Alarm),
+        (Handler(), 9, Alarm),
+        (raise_like_pickle, 1, AlarmLikePickle),
+    ],
+)
+def test_it_strikes_while_an_item_is_pickled(
+    ring: Callable[..., None], times: int, error: type[Exception]
+) -> None:
+    """It is no fault of the item, whatever the handler is, and however often it comes."""
+    signal.signal(SIGUSR1, ring)
+    with pytest.raises(error):
+        plait.map(repr, [Ringing(times)], backend="processes", max_workers=1)
+
+
+def test_it_is_no_news_of_workers_whatever_its_class() -> None:
+    """Neither is a future failed by it, nor are those that wait behind it."""
+
+    def raise_own(*_: object) -> None:
+        raise plait.PoolClosed
+
+    home = os.getpid()
+
+    def task(_: int) -> int:
+        while Path(f"/proc/{home}/stat").read_text().rpartition(")")[2].split()[0] != "S":
+            os.sched_yield()  # it is at work
+        os.kill(home, SIGRTMIN)
+        return 1
+
+    signal.signal(SIGRTMIN, raise_own)
+    with plait.Executor(1, "processes") as pool:
+        futures = [pool.submit(task, 0), pool.submit(abs, -2)]
+        with pytest.raises(plait.PoolClosed):
+            futures[1].result(30)
+        signal.signal(SIGRTMIN, signal.SIG_IGN)
+        assert [future.result(30) for future in futures] == [1, 2]
 
 
 def strike(is_over: threading.Event, after_s: float) -> None:

@@ -94,10 +94,11 @@ MOST_FALSE_STARTS = 3
 class _Net:
     """A ``with`` block, with the pool's lock, out of which an exception from outside may come.
 
-    A signal handler's may strike between any two steps, and leave the books of the pool half
-    written. To hold it back would take a handler for each signal, at each message (4 to 17% of a
-    small one). So it goes out, and if it has struck while more was done than waiting, the pool
-    is given up: its workers end, and the next call gets a new one.
+    Signal handlers wait until the block has ended, see shield.py. A second Ctrl-C does not, nor
+    does what another thread raises here with PyThreadState_SetAsyncExc, or a greenlet's timeout.
+    These may strike between any two steps, and leave the books of the pool half written. So if
+    more was done than waiting, the pool is given up: its workers end, and the next call gets a
+    new one.
     """
 
     def __init__(self, pool: ProcessBackend) -> None:
@@ -112,7 +113,7 @@ class _Net:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if error is not None and not isinstance(error, PlaitError):
+        if error is not None:
             self._pool.outlive(error)
 
 
@@ -176,6 +177,14 @@ class ProcessBackend:
     def is_usable(self) -> bool:
         """Whether new lanes can be opened."""
         return self._broken is None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it can be used on after an exception from outside: no task was left behind."""
+        with self.lock:
+            given = [job for worker in self.workers.values() for job in worker.jobs]
+            jobs = [*given, *self._dispatcher.backlog]
+            return self.is_usable and all(job.lane.is_closed for job in jobs)
 
     @property
     def is_crowded(self) -> bool:
@@ -340,16 +349,19 @@ class ProcessBackend:
         def is_idle() -> bool:
             return not any(worker.may_run(job) for worker, job in self._jobs_of(lane))
 
-        for worker, job in self._jobs_of(lane):
+        jobs = self._jobs_of(lane)
+        if not jobs:  # as most often
+            return
+        for worker, job in jobs:
             worker.page.cancel(job.seq)
-        self._turns.wait_until(is_idle, lane.arrived, monotonic() + grace_s)
+        self._await_end(is_idle, lane.arrived, grace_s)
         for _ in range(MOST_TRIES):
             for worker, job in self._jobs_of(lane):
                 if worker.is_ready:
                     self._end_job(worker, job)
                 else:  # its initializer may never end
                     self._condemn(worker, Verdict("cancelled", worker.page.running()))
-            self._turns.wait_until(is_idle, lane.arrived, monotonic() + GRACE_S)
+            self._await_end(is_idle, lane.arrived, GRACE_S)
 
     def _end_job(self, worker: Worker, job: Job) -> None:
         """End a worker if it runs this job."""
@@ -365,28 +377,42 @@ class ProcessBackend:
         """Let the workers go, and end those that do not go."""
         if isinstance(self._broken, PoolClosed):  # or abandoned, with a lock of the parent's
             return
-        if self._is_given_up:
-            with self.lock:
-                self._break(PoolClosed("This pool is closed; open a new one."))
-                self._close_files()
-            return
-        with self._shield(), self.lock, self._net:
+        with self._shield(), self.lock:
             self._break(PoolClosed("This pool is closed; open a new one."))
-            for worker in list(self.workers.values()):
-                self.let_go(worker)
-            gone = threading.Condition(self.lock)
-            self._turns.wait_until(lambda: not self.workers, gone, monotonic() + GRACE_S)
-            for grace_s in (END_S, 0.0):
-                for worker in self.workers.values():
-                    if not worker.is_leaving_in_peace:  # these have LEAVE_S, see child_end.py
-                        self._launcher.end(worker.number, grace_s)
-                self._turns.wait_until(lambda: not self.workers, gone, monotonic() + 2 * END_S)
-            self._launcher.close()
-            self._close_files()
+            try:
+                if not self._is_given_up:
+                    with self._net:
+                        self._end_workers()
+            finally:
+                self._launcher.close()
+                self._close_files()
         self._put_out_strays()
+
+    def _end_workers(self) -> None:
+        for worker in list(self.workers.values()):
+            self.let_go(worker)
+        gone = threading.Condition(self.lock)
+        self._await_end(lambda: not self.workers, gone, GRACE_S)
+        for grace_s in (END_S, 0.0):
+            for worker in self.workers.values():
+                if not worker.is_leaving_in_peace:  # these have LEAVE_S, see child_end.py
+                    self._launcher.end(worker.number, grace_s)
+            self._await_end(lambda: not self.workers, gone, 2 * END_S)
+
+    def _await_end(
+        self, is_over: Callable[[], bool], arrived: threading.Condition, most_s: float
+    ) -> None:
+        """Wait for what is being ended; if an exception strikes here, it goes with the pool."""
+        try:
+            self._turns.wait_until(is_over, arrived, monotonic() + most_s)
+        except BaseException:
+            self._turns.struck = None
+            raise
 
     def outlive(self, error: BaseException) -> None:
         """Be as good as before an exception that came from outside, or give this pool up."""
+        if error is self._broken:
+            return
         self._turns.recover()
         if error is self._turns.struck:
             self._turns.struck = None

@@ -66,10 +66,6 @@ class _Seat:
             self.lent_in.pop()._lend(-1)  # noqa: SLF001
 
 
-def _nothing() -> None:
-    """Do nothing: what is shielded here is over soon."""
-
-
 class _Here(threading.local):
     seat: _Seat | None = None
 
@@ -194,7 +190,7 @@ class ThreadBackend:
         seat.thread = threading.Thread(
             target=self._serve, args=(seat,), name=f"plait-{seat.name}", daemon=True
         )
-        with Shield(_nothing):  # a start that is interrupted leaves half a thread
+        with Shield():  # a start that is interrupted leaves half a thread
             chunk = self._take(seat, lane)
             self._seats.append(seat)
             try:

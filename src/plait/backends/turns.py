@@ -73,10 +73,6 @@ class Turns:
         self._bell_end.setblocking(False)
         self.watch(self._bell, selectors.EVENT_READ, self._hear_bell)
 
-    @property
-    def _is_driven(self) -> bool:
-        return self._driver != 0
-
     def watch(
         self, file: HasFileno, mask: int, handler: Handler, *, is_first: bool = False
     ) -> None:
@@ -91,7 +87,7 @@ class Turns:
             self._selector.modify(file, mask, _Watched(handler, is_first))
         else:
             return
-        if self._is_driven:  # not every kind of selector notices by itself
+        if self._driver:  # not every kind of selector notices by itself
             self.ring()
 
     def unwatch(self, file: HasFileno) -> None:
@@ -131,17 +127,17 @@ class Turns:
         try:
             while not is_done():
                 left = None if deadline is None else max(0.0, deadline - monotonic())
-                if left == 0.0 and (has_looked or self._is_driven):
+                if left == 0.0 and (has_looked or self._driver):
                     return
                 has_looked = True
-                if not self._is_driven:
+                if not self._driver:
                     self._drive(left)
                 else:
                     self._sleep(arrived, left)
         finally:
             # Whoever leaves wakes one sleeper to drive. If nobody did, all would sleep
             # while results pile up in the channels.
-            if not self._is_driven and self._sleeping:
+            if not self._driver and self._sleeping:
                 next(iter(self._sleeping)).notify()
 
     def _sleep(self, arrived: threading.Condition, timeout: float | None) -> None:
