@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import itertools
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -175,6 +176,10 @@ def by_gather(pool: plait.Executor, fn: Callable[[int], int], items: list[int]) 
 FUTURES = (by_result, by_result_in_time, by_exception, by_wait, by_as_completed, by_executor_map)
 
 
+def _names(waits: tuple[Callable[..., int], ...]) -> str:
+    return "-".join(wait.__name__ for wait in waits)
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("options", [{}, {"task_timeout": 60}], ids=["plain", "limited"])
 @pytest.mark.parametrize("wait", [*FUTURES, by_gather])
@@ -197,6 +202,20 @@ def test_a_serial_executor_runs_what_its_tasks_submit_at_once(wait: Callable[...
             return n if n < 2 else wait(pool, fib, [n - 1, n - 2])
 
         assert in_time(lambda: fib(6)) == 8
+
+
+@pytest.mark.parametrize("options", [{}, {"task_timeout": 60}], ids=["plain", "limited"])
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("waits", list(itertools.permutations(FUTURES, 2)), ids=_names)
+def test_a_recursion_may_wait_in_turns_for_maps_and_for_futures(
+    waits: tuple[Callable[..., int], ...], workers: int, options: dict[str, Any]
+) -> None:
+    with opened(workers, **options) as pool:
+
+        def fib(n: int) -> int:
+            return n if n < 2 else waits[n % 2](pool, fib, [n - 1, n - 2])
+
+        assert in_time(lambda: fib(7)) == 13
 
 
 def test_two_executors_whose_tasks_wait_for_each_other() -> None:

@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextvars import copy_context
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -82,15 +82,22 @@ def looped(node: Node, base: int) -> int | str:
     return total
 
 
-def done(node: Node, base: int, pools: dict[int, plait.Executor]) -> int | str:
-    """Return what it gives by plait."""
+def done(node: Node, base: int, pools: dict[int, plait.Executor], least: int) -> int | str:
+    """Return what it gives by plait, with executors of so many workers at least.
+
+    The tasks of an executor do not use one with fewer workers: two tasks that have the last place
+    of their executors, and wait for one of the other's, would wait for ever, as anywhere.
+    """
+    if node.kind.startswith("executor"):
+        node = replace(node, workers=max(node.workers, least))
+        least = node.workers
 
     def task(number: int) -> int:
         if number == node.error_at:
             raise KeyError(f"error {number}")
         if node.kind == "given up" and number > 1:  # the loop does not come to these
             return 0
-        values = below(node, base + number, pools)
+        values = below(node, base + number, pools, least)
         return base + number + sum(len(v) if isinstance(v, str) else v for v in values)
 
     async def coroutine(number: int) -> int:
@@ -105,15 +112,15 @@ def done(node: Node, base: int, pools: dict[int, plait.Executor]) -> int | str:
         return str(error.args[0])
 
 
-def below(node: Node, base: int, pools: dict[int, plait.Executor]) -> list[int | str]:
+def below(node: Node, base: int, pools: dict[int, plait.Executor], least: int) -> list[int | str]:
     if not node.are_at_once:
-        return [done(one, base, pools) for one in node.below]
+        return [done(one, base, pools, least) for one in node.below]
     values: list[Any] = [None] * len(node.below)
     errors: list[BaseException] = []
 
     def work(place: int, one: Node) -> None:
         try:
-            values[place] = done(one, base, pools)
+            values[place] = done(one, base, pools, least)
         except BaseException as error:
             errors.append(error)
 
@@ -176,7 +183,7 @@ def check(program: Node) -> None:
     faulthandler.dump_traceback_later(LIMIT_S, exit=True)
     pools = {workers: plait.Executor(workers) for workers in (1, 2, 3)}
     try:
-        got = done(program, 1, pools)
+        got = done(program, 1, pools, 1)
     finally:
         for pool in pools.values():
             pool.shutdown()

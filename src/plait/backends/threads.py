@@ -14,6 +14,9 @@ holds itself. Two rules keep such calls from waiting for ever:
    of the calls all of them end. One such worker for each lane is enough. To give each of them
    ``max_workers`` would start 2**n threads in a recursion of depth n, where these are 2 * n.
 2. Who waits inside a pool for a future of that pool lends its place to another worker meanwhile.
+   So does, in a pool that one executor has, who made a call inside it, while a worker is at it.
+   Of the tasks that wait for one another there each has lent a place then: what the last one of
+   them waits for has a place.
 """
 
 from __future__ import annotations
@@ -94,7 +97,7 @@ class ThreadBackend:
         """
         self.max_workers = max_workers
         self.number = next(pool_numbers)
-        self._is_shared = is_shared
+        self.is_shared = is_shared
         self._most = max_workers + (cpu_count() if is_shared else 0)
         self._initializer = initializer
         self._bell: SimpleQueue[None] = SimpleQueue()  # wakes idle workers, one for each ring
@@ -163,8 +166,8 @@ class ThreadBackend:
     def _may_run(self, lane: ThreadLane | CallLane, coming: int = 0) -> bool:
         """Whether one more worker may run something of a lane, beside those who are coming."""
         if self._busy - self.lent + coming < self._most:
-            return not self._is_shared or lane.at_work < self.max_workers
-        return (self._is_shared or lane.is_inside) and not (lane.at_work or coming)
+            return not self.is_shared or lane.at_work < self.max_workers
+        return (self.is_shared or lane.is_inside) and not (lane.at_work or coming)
 
     def _call_worker(self, lane: ThreadLane | CallLane) -> bool:
         """Wake or start a worker if one more may run something of a lane; whether that was so."""
@@ -294,6 +297,8 @@ class ThreadBackend:
         seat.lane, seat.chunk, seat.is_busy = lane, lane.waiting.popleft(), True
         self._busy += 1
         lane.at_work += 1
+        if lane.is_inside and lane.at_work == 1:
+            self.lent += 1  # that of the caller
         return seat.chunk
 
     def _call_others(self) -> None:
@@ -310,6 +315,8 @@ class ThreadBackend:
         """Count that a worker is through with a chunk of a lane; called with the lock."""
         assert seat.lane is not None
         seat.lane.at_work -= 1
+        if seat.lane.is_inside and not seat.lane.at_work:
+            self.lent -= 1
         seat.lane = seat.chunk = None
 
     def _end_job(self, seat: _Seat) -> None:
@@ -401,7 +408,7 @@ class ThreadLane:
         self._backend = backend
         self._call = call
         self._limit = setting.limits.time
-        self.is_inside = backend.number in setting.inside
+        self.is_inside = backend.number in setting.inside and not backend.is_shared
         self._context = setting.context.copy()
         self._context.run(inside.set, setting.inside | {backend.number})
         self._is_closed = False
