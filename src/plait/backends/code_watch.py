@@ -94,6 +94,6 @@ def _own_modules(identities: tuple[int, ...]) -> list[tuple[str, str]]:  # noqa:
     own = []
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None) if isinstance(module, ModuleType) else None
-        if file and not file.startswith(_INSTALLED):
+        if file and not file.startswith(_INSTALLED) and name.partition(".")[0] != "plait":
             own.append((name, file))
     return own
