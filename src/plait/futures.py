@@ -17,6 +17,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
+from contextlib import suppress
 from contextvars import Context, copy_context
 from functools import partial
 from threading import current_thread
@@ -95,6 +96,7 @@ class PlaitFuture(Future[T]):
 
     def __init__(self, desk: Desk) -> None:
         self._waiting: list[Any] = []
+        self._sleepers: list[threading.Lock] = []  # each held until the task is over
         super().__init__()
         self._desk = desk
         self._was_ended = False
@@ -109,6 +111,10 @@ class PlaitFuture(Future[T]):
     @_waiters.setter
     def _waiters(self, waiters: list[Any]) -> None:
         self._waiting = waiters
+
+    def done(self) -> bool:
+        """Whether the task is over. Takes no lock: who drives asks again and again."""
+        return self._state not in UNFINISHED
 
     def result(self, timeout: float | None = None) -> T:
         """Return the value of the task, or raise its error; TimeoutError after ``timeout``."""
@@ -127,12 +133,29 @@ class PlaitFuture(Future[T]):
             return timeout
         deadline = None if timeout is None else monotonic() + timeout
         self._desk.wait_for(self, timeout)
-        return None if deadline is None else max(0.0, deadline - monotonic())
+        if not self.done():
+            self.wait(None if deadline is None else deadline - monotonic())
+        return None if deadline is None else 0.0
 
     def wait(self, timeout: float | None) -> None:
-        """Wait until it is done, and do nothing for that."""
-        with self._condition:
-            self._condition.wait_for(self.done, timeout)
+        """Wait until it is done, and do nothing for that.
+
+        Not with its Condition: an exception from outside would leave that with the lock, or without
+        the one that it then gives back.
+        """
+        sleeper = threading.Lock()
+        sleeper.acquire()
+        self._sleepers.append(sleeper)
+        if not self.done():
+            most = -1 if timeout is None else min(max(0.0, timeout), threading.TIMEOUT_MAX)
+            sleeper.acquire(timeout=most)
+        with suppress(ValueError):  # it was woken
+            self._sleepers.remove(sleeper)
+
+    def _invoke_callbacks(self) -> None:
+        while self._sleepers:
+            self._sleepers.pop().release()
+        super()._invoke_callbacks()  # type: ignore[misc]
 
     def add_done_callback(self, fn: Callable[[Future[T]], object]) -> None:
         """Have ``fn(future)`` called when the task is over; at once if it is."""
