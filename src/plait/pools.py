@@ -15,8 +15,8 @@ from __future__ import annotations
 import atexit
 import os
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,8 @@ from plait.outcome import Call, Chunk
 from plait.sentinel import wait_gone
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
     from plait.backends.contract import Backend, Lane
     from plait.options import Options
     from plait.plans import Plan
@@ -220,21 +222,36 @@ def close_idle() -> None:
     _pools.close_idle()
 
 
-@contextmanager
-def leased(plan: Plan, options: Options, max_workers: int) -> Iterator[Backend]:
-    """Give a pool for a plan with room for so many workers, a warm one if there is one."""
-    backend = _pools.lease(plan, options, max_workers)
-    is_sound = False
-    try:
-        yield backend
-        is_sound = True
-    except (PlaitError, GeneratorExit):
-        is_sound = True
-        raise
-    finally:
+class Lease:
+    """A pool for a ``with`` block, given back at its end.
+
+    Not a generator: the garbage collector would close that by itself, before the block has ended.
+    """
+
+    def __init__(self, plan: Plan, options: Options, max_workers: int) -> None:
+        self._asked = (plan, options, max_workers)
+        self._backend: Backend | None = None
+
+    def __enter__(self) -> Backend:
+        self._backend = _pools.lease(*self._asked)
+        return self._backend
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        assert self._backend is not None
         # What else comes out here came from outside (Ctrl-C, another signal handler's exception)
         # and may have struck anywhere: a pool that was in use then is not used again.
-        _pools.release(backend, keep=is_sound)
+        is_sound = error is None or isinstance(error, (PlaitError, GeneratorExit))
+        _pools.release(self._backend, keep=is_sound)
+
+
+def leased(plan: Plan, options: Options, max_workers: int) -> Lease:
+    """Give a pool for a plan with room for so many workers, a warm one if there is one."""
+    return Lease(plan, options, max_workers)
 
 
 def is_warm(backend: str) -> bool:
