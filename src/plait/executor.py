@@ -69,7 +69,9 @@ class Executor(concurrent.futures.Executor):
 
     ``plait.map(fn, items, executor=executor)`` and its sisters use its workers. No more than
     ``max_workers`` tasks run at once, whoever asked for them; calls take turns. Only where a task
-    waits for tasks of its own executor, another one runs in its place meanwhile.
+    waits for tasks of its own executor, another one runs in its place meanwhile. (Of two
+    executors whose tasks wait for each other's, each may have all its places taken by such tasks:
+    these then wait for ever, as anywhere.)
 
     A future can be cancelled while its task runs on processes, too: the worker is ended and
     replaced. (On asyncio the coroutine is cancelled; a thread cannot be.)

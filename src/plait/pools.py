@@ -15,8 +15,8 @@ from __future__ import annotations
 import atexit
 import os
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,8 @@ from plait.sentinel import wait_gone
 from plait.shield import Shield
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
     from plait.backends.contract import Backend, Lane
     from plait.options import Options
     from plait.plans import Plan
@@ -222,34 +224,53 @@ def close_idle() -> None:
     _pools.close_idle()
 
 
-@contextmanager
-def leased(plan: Plan, options: Options, max_workers: int) -> Iterator[Backend]:
-    """Give a pool for a plan with room for so many workers, a warm one if there is one."""
-    backend = None
-    is_sound = False
-    try:
-        with Shield():  # a pool that nobody knows of would never be closed
-            backend = _pools.lease(plan, options, max_workers)
-        yield backend
-        is_sound = True
-    except (PlaitError, GeneratorExit):
-        is_sound = True
-        raise
-    finally:
+class Lease:
+    """A pool for a ``with`` block, given back at its end.
+
+    Not a generator: the garbage collector would close that by itself, before the block has ended.
+    """
+
+    def __init__(self, plan: Plan, options: Options, max_workers: int) -> None:
+        self._asked = (plan, options, max_workers)
+        self._backend: Backend | None = None
+
+    def __enter__(self) -> Backend:
+        try:
+            with Shield():  # a pool that nobody knows of would never be closed
+                self._backend = _pools.lease(*self._asked)
+        except BaseException as error:
+            self._give_back(error)
+            raise
+        return self._backend
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._give_back(error)
+
+    def _give_back(self, error: BaseException | None) -> None:
+        backend, self._backend = self._backend, None
+        if backend is None:
+            return
         # What else comes out here came from outside (Ctrl-C, another signal handler's exception)
         # and may have struck anywhere: only a pool that knows itself to be whole is used again.
-        if backend is not None:
-            _give_back(backend, keep=is_sound or getattr(backend, "is_whole", False))
+        is_sound = error is None or isinstance(error, (PlaitError, GeneratorExit))
+        is_kept = True
+        try:
+            with Shield():
+                keep = is_sound or getattr(backend, "is_whole", False)
+                is_kept = _pools.release(backend, keep=keep)
+        finally:
+            if not is_kept:
+                backend.close()
 
 
-def _give_back(backend: Backend, *, keep: bool) -> None:
-    is_kept = True
-    try:
-        with Shield():
-            is_kept = _pools.release(backend, keep=keep)
-    finally:
-        if not is_kept:
-            backend.close()
+def leased(plan: Plan, options: Options, max_workers: int) -> Lease:
+    """Give a pool for a plan with room for so many workers, a warm one if there is one."""
+    return Lease(plan, options, max_workers)
 
 
 def is_warm(backend: str) -> bool:

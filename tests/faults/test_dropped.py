@@ -6,7 +6,7 @@ import gc
 import subprocess
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import wait
 from typing import Any
 
@@ -149,88 +149,94 @@ def test_a_callback_that_raises_anything_ends_no_worker(way: Way) -> None:
 # --- Runs ----------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def no_collection() -> Iterator[None]:
-    """Leave it to the test when the garbage collector comes."""
-    gc.disable()
-    yield
-    gc.enable()
+# In programs of their own, which end also where the collector hangs.
+IN_ITS_OWN_TASK = """
+import gc, os, threading, plait
+gc.disable()
+begun, dropped, collected = threading.Event(), threading.Event(), threading.Event()
 
+def task(n):
+    if n:
+        begun.set()
+        dropped.wait(30)
+        gc.collect()
+        collected.set()
+    return n
 
-@pytest.mark.usefixtures("no_collection")
-@pytest.mark.parametrize("make", [plait.imap, plait.run])
-def test_a_task_may_be_the_one_in_which_its_own_run_is_collected(make: Callable[..., Any]) -> None:
-    begun, dropped, collected = threading.Event(), threading.Event(), threading.Event()
+circle = [iter(plait.{make}(task, range(2), backend="threads", max_workers=2, chunksize=1))]
+circle.append(circle)
+next(circle[0])
+assert begun.wait(30)
+del circle
+dropped.set()
+print(collected.wait(10), flush=True)
+os._exit(0)
+"""
 
-    def task(n: int) -> int:
-        if n:
-            begun.set()
-            dropped.wait(30)
-            gc.collect()
-            collected.set()
-        return n
+WITH_A_LOCK = """
+import gc, os, threading, plait
+gc.disable()
+begun, over, lock = threading.Event(), threading.Event(), threading.Lock()
 
-    circle: list[Any] = [iter(make(task, range(2), backend="threads", max_workers=2, chunksize=1))]
-    circle.append(circle)
-    next(circle[0])
-    assert begun.wait(30)
-    del circle
-    dropped.set()
-    assert collected.wait(10), "the collector waits for the task in which it is at work"
-
-
-@pytest.mark.usefixtures("no_collection")
-def test_a_run_may_be_collected_by_a_thread_whose_lock_a_task_of_it_needs() -> None:
-    begun, over, lock = threading.Event(), threading.Event(), threading.Lock()
-
-    def task(n: int) -> int:
-        if n:
-            begun.set()
-            with lock:
-                over.set()
-        return n
-
-    def collect() -> None:
-        circle: list[Any] = [plait.imap(task, range(2), backend="threads", max_workers=2)]
-        circle.append(circle)
+def task(n):
+    if n:
+        begun.set()
         with lock:
-            next(circle[0])
-            assert begun.wait(30)
-            del circle
-            gc.collect()
+            over.set()
+    return n
 
-    collector = threading.Thread(target=collect, daemon=True)
-    collector.start()
-    assert over.wait(10), "the collector waits for a task that waits for its thread"
-    collector.join(30)
-
-
-@pytest.mark.usefixtures("no_collection")
-def test_a_run_that_was_collected_starts_no_more_tasks_and_gives_its_pool_back() -> None:
-    begun, release = threading.Event(), threading.Event()
-    started = []
-
-    def task(n: int) -> int:
-        started.append(n)
-        if n:
-            begun.set()
-            release.wait(30)
-        return n
-
-    options: Any = {"backend": "threads", "max_workers": 2, "initializer": int}  # of its own
-    before = set(threading.enumerate())
-    circle: list[Any] = [plait.imap(task, range(9), chunksize=1, **options)]
+def collect():
+    circle = [iter(plait.{make}(task, range(2), backend="threads", max_workers=2, chunksize=1))]
     circle.append(circle)
-    assert next(circle[0]) == 0
-    assert begun.wait(30)
-    del circle
-    gc.collect()
-    release.set()
-    for thread in set(threading.enumerate()) - before:
-        if thread.name.startswith(("plait-thread", "plait-ending")):
-            thread.join(30)
-            assert not thread.is_alive(), thread.name
-    assert started == [0, 1]
+    with lock:
+        next(circle[0])
+        assert begun.wait(30)
+        del circle
+        gc.collect()
+
+threading.Thread(target=collect, daemon=True).start()
+print(over.wait(10), flush=True)
+os._exit(0)
+"""
+
+LEFT = """
+import gc, os, threading, plait
+gc.disable()
+begun, release, started = threading.Event(), threading.Event(), []
+
+def task(n):
+    started.append(n)
+    if n:
+        begun.set()
+        release.wait(30)
+    return n
+
+options = dict(backend="threads", max_workers=2, initializer=int)  # a pool of its own
+circle = [iter(plait.{make}(task, range(9), chunksize=1, **options))]
+circle.append(circle)
+next(circle[0])
+assert begun.wait(30)
+del circle
+threading.Timer(10, os._exit, (1,)).start()
+gc.collect()
+release.set()
+for thread in threading.enumerate():
+    if thread.name.startswith(("plait-thread", "plait-ending")):
+        thread.join()
+print(len(started) < 9, flush=True)
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("make", ["imap", "run"])
+@pytest.mark.parametrize(
+    "program", [IN_ITS_OWN_TASK, WITH_A_LOCK, LEFT], ids=["in its task", "with a lock", "left"]
+)
+def test_the_garbage_collector_does_not_wait_for_the_tasks_of_a_run(
+    run_python: Callable[..., subprocess.CompletedProcess[str]], program: str, make: str
+) -> None:
+    ended = run_python("-c", program.replace("{make}", make))
+    assert (ended.stdout, ended.stderr, ended.returncode) == ("True\n", "", 0)
 
 
 def test_a_shutdown_waits_for_a_map_that_is_being_started(monkeypatch: pytest.MonkeyPatch) -> None:
