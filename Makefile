@@ -57,6 +57,7 @@ soak: $(READY)
 	$(BIN)/python -m tests.shared.kill_matrix --kills 1000
 	$(BIN)/python -m tests.soak --seconds $(SECONDS)
 	$(BIN)/python -m tests.properties.uneven 0 --count $(CALLS) --here --busy 4
+	$(BIN)/python -m tests.properties.nested --count $(CALLS)
 
 clean:
 	rm -rf $(VENV) build dist src/plait/*.so

@@ -272,6 +272,7 @@ def strike(is_over: threading.Event, after_s: float) -> None:
         signal.pthread_kill(main, SIGUSR1)
 
 
+@pytest.mark.soak  # at moments that are drawn
 @pytest.mark.parametrize("seed", range(2))
 def test_it_strikes_anywhere(seed: int) -> None:
     """And no call waits for ever, nor gives a wrong result."""

@@ -80,6 +80,7 @@ PAIRS = [(backend, call) for backend in ("threads", "asyncio") for call in CALLS
 PAIRS += [("processes", call) for call in CALLS[3:5]]
 
 
+@pytest.mark.soak  # at moments that are drawn
 @pytest.mark.parametrize("base", ["Exception", "BaseException"])
 @pytest.mark.parametrize(("backend", "call"), PAIRS)
 def test_an_alarm_that_raises_while_plait_waits_harms_nothing(
