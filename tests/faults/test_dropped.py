@@ -42,6 +42,7 @@ def test_a_dropped_executor_finishes_its_work_and_leaves(way: Way) -> None:
         if thread.name != "plait-janitor":
             thread.join(30)  # it is at its last line
             assert not thread.is_alive(), thread.name
+    wait_ended()  # one of these threads may have been the last to know the executor
     if way.is_process:
         assert len(children()) <= 1  # the server, which is the program's
 
