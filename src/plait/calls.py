@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from plait.beside import LongTask
 from plait.choice import is_coroutine
+from plait.clocks import monotonic
 from plait.errors import OptionError
 from plait.foreign import attempt
 from plait.inputs import can_slice, is_iterable, rest_of
@@ -84,9 +85,10 @@ def go_beside(start: Start) -> None:
     """Go on with a map whose first moment has no end, as its thread is in a long task.
 
     That thread begins nothing after it without asking for the claim: so its tasks are as many
-    from now on, until one of the two has it.
+    from now on, until one of the two has it. (Before ``until`` it would begin the next one.)
     """
-    if not are_at_hand(start.iterables) or len(start.items) != len(start.values) + 1:
+    is_last = monotonic() >= start.until and len(start.items) == len(start.values) + 1
+    if not is_last or not are_at_hand(start.iterables):
         return
     run = go_on(start, Options().with_order(ordered=True))
     task = LongTask(start.before, start.thread, start.claim, start.imports, start.heart)

@@ -113,6 +113,7 @@ class Start:
         begun, seconds: when each of them began, and how long it took. (A tuple for each would be
             something for the garbage collector to look at, which may look at all of a program.)
         rest: the items that come after them.
+        until: a task that ends after this time is the last one of the loop.
         fatal: what ended it that is no task's outcome.
         before, after: the clocks of the thread.
         claim: whoever takes it goes on with the rest. This thread does, at the end; if it is in
@@ -143,6 +144,7 @@ class Start:
         self.begun: list[float] = []
         self.seconds: list[float] = []
         self.rest = join(iterables)
+        self.until = float("inf")
         self.fatal: BaseException | None = None
         self.claim = Claim()
         self.beside: Any = None
@@ -213,7 +215,7 @@ class Start:
         begun, seconds = self.begun, self.seconds
         is_star = self.style == "star"
         started = monotonic()
-        until = started + BUDGET_S
+        until = self.until = started + BUDGET_S
         try:
             for item in self.rest:
                 started = monotonic()
