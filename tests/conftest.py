@@ -10,6 +10,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,25 @@ def only(*names: str) -> pytest.MarkDecorator:
 @pytest.fixture(params=PROCESS_WAYS)
 def process_way(request: pytest.FixtureRequest) -> Way:
     return Way(request.param)
+
+
+class Pairs:
+    """A task on threads that waits for another one, and counts how many run at once."""
+
+    def __init__(self, limit_s: float) -> None:
+        self.most = 0
+        self._limit_s = limit_s
+        self._running = 0
+        self._lock = threading.Lock()
+        self._pair = threading.Barrier(2)
+
+    def __call__(self, _: int) -> None:
+        with self._lock:
+            self._running += 1
+            self.most = max(self.most, self._running)
+        self._pair.wait(self._limit_s)
+        with self._lock:
+            self._running -= 1
 
 
 def double(x: int) -> int:

@@ -303,21 +303,6 @@ def test_a_server_that_refuses_is_asked_less_and_all_is_done(backend: Any) -> No
     assert calm < 300  # with 24 at once nearly every one would be, again and again
 
 
-def test_a_predicate_that_raises_loses_nothing() -> None:
-    def confused(error: BaseException) -> bool:
-        raise TypeError("what?")
-
-    def task(n: int) -> int:
-        if n == 7:
-            raise OSError("gone")
-        return n
-
-    with pytest.raises(TypeError, match="what") as caught:
-        plait.map(task, range(20), backend="threads", chunksize=10, slow_down_on=confused)
-    run = caught.value.plait_run  # type: ignore[attr-defined]
-    assert 7 in [outcome.index for outcome in run.outcomes]
-
-
 def burn(n: int) -> int:
     return sum(i * i for i in range(n))
 

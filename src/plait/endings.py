@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from types import TracebackType
 
-__all__ = ["Ending", "end_later", "is_collecting"]
+__all__ = ["Ending", "end_later", "is_collecting", "start_ending"]
 
 _collector = 0  # the thread in which the garbage collector is at work; there is one at most
 _left: deque[Callable[[], object]] = deque()
@@ -55,14 +55,22 @@ def _hear(phase: str, _: dict[str, Any]) -> None:
     _collector = get_ident() if phase == "start" else 0
     if _left and not _collector:
         try:
-            start_new_thread(_start, ())
+            start_ending(_end_all, "plait-ending")
         except RuntimeError:  # no more threads: after the next collection, then
             return
 
 
-def _start() -> None:
+def start_ending(end: Callable[[], object], name: str) -> None:
+    """Call a function in a thread of its own, taking no lock. RuntimeError: there can be none."""
+    start_new_thread(_go_on, (end, name))
+
+
+def _go_on(end: Callable[[], object], name: str) -> None:
     """Go on in a thread that ``threading`` knows; to start that takes locks of its."""
-    threading.Thread(target=_end_all, name="plait-ending", daemon=True).start()
+    try:
+        threading.Thread(target=end, name=name, daemon=True).start()
+    except RuntimeError:  # no more threads
+        end()
 
 
 def _end_all() -> None:
@@ -73,7 +81,7 @@ def _end_all() -> None:
         return
     finally:
         if _left:  # an error ended this one
-            _start()
+            _go_on(_end_all, "plait-ending")
 
 
 gc.callbacks.append(_hear)

@@ -10,13 +10,14 @@ import concurrent.futures
 import os
 import threading
 import weakref
-from _thread import allocate_lock, start_new_thread
+from _thread import allocate_lock
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import suppress
 from contextvars import copy_context
 from dataclasses import replace
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Literal, Never, TypeVar
 
@@ -24,6 +25,7 @@ from plait.backends import open_backend
 from plait.backends.contract import Setting
 from plait.backends.threads import ThreadBackend
 from plait.calls import check, prepare, values_of
+from plait.endings import start_ending
 from plait.errors import OptionError
 from plait.futures import CallDesk, Desk, LaneDesk, PlaitFuture, closed_error
 from plait.host import cpu_count, monotonic
@@ -307,18 +309,9 @@ def _let_go(desk: Desk) -> None:
     is_over.acquire()
     _ending.append(is_over)
     try:
-        start_new_thread(_start_end, (desk, is_over))
+        start_ending(partial(_end, desk, is_over), "plait-shutdown")
     except RuntimeError:  # the interpreter is shutting down, and has waited for all there was
         is_over.release()
-
-
-def _start_end(desk: Desk, is_over: Any) -> None:
-    """Go on in a thread that ``threading`` knows; to start that takes locks of its."""
-    end = threading.Thread(target=_end, args=(desk, is_over), name="plait-shutdown", daemon=True)
-    try:
-        end.start()
-    except RuntimeError:  # no more threads
-        _end(desk, is_over)
 
 
 def _end(desk: Desk, is_over: Any) -> None:

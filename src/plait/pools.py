@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from plait.options import Options
     from plait.plans import Plan
 
-__all__ = ["begin_to_warm", "close_idle", "is_warm", "leased"]
+__all__ = ["Lease", "begin_to_warm", "close_idle", "is_warm"]
 
 IDLE_S = 30.0
 MOST_ALIKE = 2
@@ -59,7 +59,7 @@ class _Warm:
     @property
     def is_crowded(self) -> bool:
         """Whether a call would have to wait for the tasks of others."""
-        return self.users > 0 and getattr(self.backend, "is_crowded", False)
+        return self.users > 0 and self.backend.is_crowded
 
 
 class _Pools:
@@ -102,7 +102,7 @@ class _Pools:
     def _open(self, plan: Plan, max_workers: int, options: Options) -> Backend:
         """Open a pool; idle ones make room for it where the system would not give more."""
         idle = [warm for warm in self.warm if not warm.users]
-        short = [warm for warm in idle if getattr(warm.backend, "shortage", "")]
+        short = [warm for warm in idle if warm.backend.shortage]
         self._close_some(short)
         try:
             return open_backend(plan.backend, max_workers, options, is_shared=True)
@@ -113,9 +113,13 @@ class _Pools:
         return open_backend(plan.backend, max_workers, options, is_shared=True)
 
     def _close_some(self, old: list[_Warm]) -> None:
+        self._take_out(old)
+        _close_each(old)
+
+    def _take_out(self, old: list[_Warm]) -> list[_Warm]:
+        """Give no more calls to some pools, and return them; called with the lock."""
         self.warm = [warm for warm in self.warm if warm not in old]
-        for warm in old:
-            warm.backend.close()
+        return old
 
     def _fits(self, warm: _Warm, key: Key, preload: set[str]) -> bool:
         # More than what was asked for does no harm; less would be no answer to who asked.
@@ -155,39 +159,33 @@ class _Pools:
                 # release, which would cost more than a small map.
                 self.changed.wait(IDLE_S if self.warm else None)
                 old = self._take_old()
-            for backend in old:
-                backend.close()
+            _close_each(old)
 
-    def _take_old(self) -> list[Backend]:
+    def _take_old(self) -> list[_Warm]:
         due = monotonic() - IDLE_S
         old = [warm for warm in self.warm if not warm.users and warm.idle_since <= due]
-        self.warm = [warm for warm in self.warm if warm not in old]
-        return [warm.backend for warm in old]
+        return self._take_out(old)
 
     def close_idle(self) -> None:
         with self.changed:
-            idle = [warm for warm in self.warm if not warm.users]
-            self.warm = [warm for warm in self.warm if warm.users]
+            idle = self._take_out([warm for warm in self.warm if not warm.users])
             for warm in self.warm:
                 warm.is_kept = False  # it closes with its last call
-        for warm in idle:
-            warm.backend.close()
+        _close_each(idle)
 
     def close(self) -> None:
         with self.lock:
-            old, self.warm = self.warm, []
-        for warm in old:
-            warm.backend.close()
+            old = self._take_out(self.warm)
+        _close_each(old)
 
     def end_threads(self) -> None:
         """End the janitor and the idle pools of threads."""
         with self.changed:
             idle = [warm for warm in self.warm if warm.key[0] == "threads" and not warm.users]
-            self.warm = [warm for warm in self.warm if warm not in idle]
+            self._take_out(idle)
             janitor, self.janitor = self.janitor, None
             self.changed.notify()
-        for warm in idle:
-            warm.backend.close()
+        _close_each(idle)
         if janitor is not None and janitor is not threading.current_thread():
             janitor.join(GONE_S)  # it may be closing a pool
             wait_gone(janitor.native_id or 0)
@@ -196,6 +194,11 @@ class _Pools:
         for warm in self.warm:
             warm.backend.abandon()
         self.__init__()  # type: ignore[misc]  # a new lock, too: another thread may have held it
+
+
+def _close_each(old: list[_Warm]) -> None:
+    for warm in old:
+        warm.backend.close()
 
 
 _pools = _Pools()
@@ -225,7 +228,9 @@ def close_idle() -> None:
 
 
 class Lease:
-    """A pool for a ``with`` block, given back at its end.
+    """A pool for a plan with room for so many workers, a warm one if there is one.
+
+    For a ``with`` block, at whose end it is given back.
 
     Not a generator: the garbage collector would close that by itself, before the block has ended.
     """
@@ -261,16 +266,10 @@ class Lease:
         is_kept = True
         try:
             with Shield():
-                keep = is_sound or getattr(backend, "is_whole", False)
-                is_kept = _pools.release(backend, keep=keep)
+                is_kept = _pools.release(backend, keep=is_sound or backend.is_whole)
         finally:
             if not is_kept:
                 backend.close()
-
-
-def leased(plan: Plan, options: Options, max_workers: int) -> Lease:
-    """Give a pool for a plan with room for so many workers, a warm one if there is one."""
-    return Lease(plan, options, max_workers)
 
 
 def is_warm(backend: str) -> bool:

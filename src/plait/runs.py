@@ -175,9 +175,8 @@ class Run:
         """
         self._is_cancelled = True
         # What waits does not start any more, also where another thread has yet to hear of this.
-        refuse = getattr(self._lane, "refuse", None)
-        if refuse is not None:
-            refuse()
+        if self._lane is not None:
+            self._lane.refuse()
         self.stop()
         # A generator that is running, in another thread, cannot be closed (CPython 3.11 may crash
         # of it); but it was woken.
@@ -381,7 +380,7 @@ class Run:
         if self._backend is not None or options.initializer or not (is_other or is_ours):
             raise error
         if lane is not None:
-            yield from self._settle([*lane.close(), *getattr(lane, "lost", ())])
+            yield from self._settle([*lane.close(), *lane.lost])
             self._give_back_rest(lane)
         if is_other or plan is None:
             return
@@ -416,7 +415,7 @@ class Run:
             options = self._options
             if plan.sample and plan.backend == "serial":  # it ran before the sample
                 options = replace(options, initializer=None)
-            backend = stack.enter_context(pools.leased(plan, options, pilot.capacity))
+            backend = stack.enter_context(pools.Lease(plan, options, pilot.capacity))
         self._pool = backend
         self._is_held = False
         if backend.traits.can_kill and self._retries.are_possible:
@@ -445,7 +444,8 @@ class Run:
         is_late = monotonic() >= self._deadline
         self._settle(lane.close(patience_s=0.0 if is_late else None))
         self.report.abandoned += lane.abandoned
-        self.report.shortage = getattr(self._pool, "shortage", "") or self.report.shortage
+        if self._pool is not None:
+            self.report.shortage = self._pool.shortage or self.report.shortage
         self.report.shared_bytes = max(self.report.shared_bytes, lane.shared_bytes)
 
     def _work(self, room: Room) -> Iterator[Finished]:

@@ -14,7 +14,7 @@ import pytest
 
 import plait
 from plait import executor as executor_module
-from tests.conftest import Way
+from tests.conftest import Pairs, Way
 
 # A hang must end its test; what hangs is a daemon thread then.
 DEADLINE_S = 5.0
@@ -243,22 +243,11 @@ def test_a_helper_thread_of_a_task_may_wait_for_its_executor() -> None:
 
 
 def test_an_executor_runs_no_more_tasks_at_once_than_it_has_workers() -> None:
-    running, most, lock = 0, 0, threading.Lock()
-    pair = threading.Barrier(2)
-
-    def count(_: int) -> None:
-        nonlocal running, most
-        with lock:
-            running += 1
-            most = max(most, running)
-        pair.wait(DEADLINE_S)
-        with lock:
-            running -= 1
-
+    count = Pairs(DEADLINE_S)
     with opened(2) as pool:
         concurrent.futures.wait([pool.submit(count, n) for n in range(20)])
         list(pool.map(count, range(20), chunksize=1))
-    assert most == 2
+    assert count.most == 2
 
 
 @pytest.mark.parametrize("wait", [by_result, by_executor_map])

@@ -17,7 +17,7 @@ from plait.backends.contract import Backend
 from plait.options import Options
 from plait.outcome import Call, Chunk
 from plait.shared import Event, List, Semaphore
-from tests.conftest import Way, double, only
+from tests.conftest import Pairs, Way, double, only
 from tests.contract.test_nested import in_time
 
 SHARING = only("threads", "asyncio", "server", "spawn")
@@ -142,18 +142,7 @@ def test_every_call_runs_on_the_workers_of_an_executor(way: Way) -> None:
 
 
 def test_an_executor_runs_no_more_at_once_whoever_asks() -> None:
-    running, most, lock = 0, 0, threading.Lock()
-    pair = threading.Barrier(2)
-
-    def count(_: int) -> None:
-        nonlocal running, most
-        with lock:
-            running += 1
-            most = max(most, running)
-        pair.wait(30)
-        with lock:
-            running -= 1
-
+    count = Pairs(30)
     with plait.Executor(2) as pool:
         calls = [
             threading.Thread(
@@ -166,7 +155,7 @@ def test_an_executor_runs_no_more_at_once_whoever_asks() -> None:
         concurrent.futures.wait([pool.submit(count, n) for n in range(10)])
         for call in calls:
             call.join()
-    assert most == 2
+    assert count.most == 2
 
 
 @SHARING

@@ -159,16 +159,20 @@ def test_an_overload_that_says_how_long_holds_the_tasks_that_did_not_start(backe
     assert starts[1] - starts[0] >= 0.3
 
 
-def test_a_function_of_the_users_that_raises_loses_nothing() -> None:
-    def confused(error: BaseException) -> float:
-        raise TypeError("what?")
+def confused(error: BaseException) -> Any:
+    raise TypeError("what?")
 
+
+@pytest.mark.parametrize(
+    "options", [{"retries": 1, "retry_after": confused}, {"slow_down_on": confused}]
+)
+def test_a_function_of_the_users_that_raises_loses_nothing(options: dict[str, Any]) -> None:
     def task(n: int) -> int:
         if n == 7:
             raise OSError("gone")
         return n
 
     with pytest.raises(TypeError, match="what") as caught:
-        plait.map(task, range(20), backend="threads", chunksize=10, retries=1, retry_after=confused)
+        plait.map(task, range(20), backend="threads", chunksize=10, **options)
     run = caught.value.plait_run  # type: ignore[attr-defined]
     assert 7 in [outcome.index for outcome in run.outcomes]

@@ -11,7 +11,7 @@ import threading
 import weakref
 from collections import deque
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from plait.backends.contract import Setting, Traits
 from plait.backends.inbox import Inbox
@@ -41,6 +41,8 @@ class AsyncioBackend:
     traits = Traits(name="asyncio", queue_depth=2, takes_coroutines=True)
     start_s = None
     is_crowded = True  # a call that uses it may hold up its loop
+    is_whole = False  # nobody knows what an exception from outside has left
+    shortage = ""
 
     def __init__(
         self,
@@ -200,6 +202,7 @@ class _Places:
 class AsyncioLane:
     """One coroutine function's way through a loop."""
 
+    lost: ClassVar[list[Finished]] = []  # only a pool of processes can be given up
     left = 0  # all of it is with the workers
 
     def __init__(

@@ -44,7 +44,7 @@ def open_launcher(start_method: str, preload: tuple[str, ...] = ()) -> Launcher:
     if CAN_FORK:
         return ServerLauncher(is_fresh=start_method == "spawn", preload=preload)
     if reason := why_not():
-        raise WorkerStartError(f"No worker process can be started: {reason} {ADVICE}")
+        raise no_start_error(ServerFailed(reason))
     from plait.backends.thread_launcher import ThreadLauncher
 
     return ThreadLauncher()

@@ -95,8 +95,17 @@ class Lane(Protocol):
         """Have ``wait_outcomes``, in whatever thread, return soon, though with nothing."""
         ...
 
+    def refuse(self) -> None:
+        """Start nothing any more of what waits, as far as that takes no lock; ``close`` follows."""
+        ...
+
     def end_input(self) -> None:
         """Hear that nothing more will be submitted, but for tasks that are tried again."""
+        ...
+
+    @property
+    def lost(self) -> list[Finished]:
+        """Return the tasks that ran as their pool was given up."""
         ...
 
     @property
@@ -155,6 +164,21 @@ class Backend(Protocol):
 
     traits: Traits
     max_workers: int
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether another call would have to wait for tasks of those that use it already."""
+        ...
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it can be used on after an exception from outside: no task was left behind."""
+        ...
+
+    @property
+    def shortage(self) -> str:
+        """How many workers there were, where the system refused more, and why; or ""."""
+        ...
 
     @property
     def start_s(self) -> tuple[float, float] | None:

@@ -390,6 +390,9 @@ class ProcessLane:
         """
         return self._left_over.pop() if self._left_over else None
 
+    def refuse(self) -> None:
+        """Do nothing: the thread that closes the lane takes back what waits."""
+
     def wake(self) -> None:
         """Have ``wait_outcomes`` return."""
         self._backend.wake(self)

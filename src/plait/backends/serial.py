@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from plait.backends.contract import Setting, Traits
 from plait.clocks import monotonic
@@ -32,6 +32,9 @@ class SerialBackend:
     traits = Traits(name="serial", runs_in_caller=True)
     max_workers = 1
     start_s = None
+    is_crowded = False
+    is_whole = False  # nobody knows what an exception from outside has left
+    shortage = ""
 
     def __init__(self, initializer: Callable[[], object] | None = None) -> None:
         self._initializer = initializer
@@ -60,6 +63,8 @@ class SerialBackend:
 
 class SerialLane:
     """Chunks wait here until somebody waits for them."""
+
+    lost: ClassVar[list[Finished]] = []  # only a pool of processes can be given up
 
     def __init__(self, backend: SerialBackend, call: Call, setting: Setting) -> None:
         self._backend = backend
@@ -196,6 +201,9 @@ class SerialLane:
 
     def wake(self) -> None:
         """Nobody waits here, except for the running task."""
+
+    def refuse(self) -> None:
+        """Do nothing: the caller itself would have to start it."""
 
     def cancel(self, first: int) -> bool:
         """Drop a chunk that has not started."""

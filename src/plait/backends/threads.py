@@ -29,7 +29,7 @@ from collections import deque
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from plait.backends.contract import Setting, Traits
 from plait.backends.inbox import Inbox
@@ -81,6 +81,9 @@ class ThreadBackend:
 
     traits = Traits(name="threads", queue_depth=2)
     start_s = None
+    is_crowded = False  # each lane of a shared pool has a worker
+    is_whole = False  # nobody knows what an exception from outside has left
+    shortage = ""
 
     def __init__(
         self,
@@ -402,6 +405,7 @@ class CallLane:
 class ThreadLane:
     """One function's way through a pool of threads."""
 
+    lost: ClassVar[list[Finished]] = []  # only a pool of processes can be given up
     left = 0  # all of it is with the workers
 
     def __init__(self, backend: ThreadBackend, call: Call, setting: Setting) -> None:
